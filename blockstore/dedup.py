@@ -1,0 +1,150 @@
+"""Which chunks need no second record.
+
+New data binds only to a record whose header this run has seen intact, never to an index row alone:
+a power cut or a bad sector may have taken the record since the row was written. What was seen is
+remembered, bounded. While a collection runs (`begin_touch`) every chunk that new data binds to is
+noted, so that it counts as live; once packs are condemned, nothing binds to them any more.
+
+Locks: `_lock` makes "bind or not" and "condemn" one step each; it is never held during I/O.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+
+from blockstore.errors import CollectionAbandoned, StorageFailed
+from blockstore.ids import ChunkId, Location, PackId
+from blockstore.index import Index
+from blockstore.reader import PackFiles, Reader
+
+_SEEN_MAX = 65_536  # a generation; two of them are kept, about 20 MB when full
+
+
+class Dedup:
+    """Decides which chunks are known."""
+
+    def __init__(self, index: Index, files: PackFiles, *, touch_max: int) -> None:
+        self._index = index
+        self._files = files
+        self._reader = Reader(files)
+        self._touch_max = touch_max
+        self._lock = threading.Lock()
+        self._young: dict[ChunkId, PackId] = {}
+        self._old: dict[ChunkId, PackId] = {}
+        self._condemned: frozenset[PackId] = frozenset()
+        self._touched: set[ChunkId] | None = None
+        self._overflowed = False
+        self.damaged: dict[ChunkId, PackId] = {}  # found damaged in this run
+
+    def known(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
+        """Return those of `ids` that an intact record in a lasting pack holds."""
+        places: dict[ChunkId, PackId] = {}
+        unseen = []
+        young, old = self._young, self._old
+        for name in ids:
+            pack = young.get(name)
+            if pack is None:
+                pack = old.get(name)
+            if pack is None:
+                unseen.append(name)
+            else:
+                places[name] = pack
+        if unseen:
+            found = self._index.lookup(unseen)
+            if found:
+                places.update(self._check(found))
+        if not places:
+            return set()
+        with self._lock:
+            condemned, damaged = self._condemned, self.damaged
+            bound = {
+                name: pack
+                for name, pack in places.items()
+                if pack not in condemned and name not in damaged
+            }
+            self._remember(bound)
+            self._touch(bound)
+        return set(bound)
+
+    def _check(self, found: dict[ChunkId, Location]) -> dict[ChunkId, PackId]:
+        """Return those whose record's header is what it should be."""
+        intact: dict[ChunkId, PackId] = {}
+        order = sorted(found.items(), key=lambda item: item[1])
+        position = 0
+        while position < len(order):
+            pack = order[position][1].pack
+            end = position
+            while end < len(order) and order[end][1].pack == pack:
+                end += 1
+            try:
+                with self._files.using(pack) as file:
+                    for name, location in order[position:end]:
+                        header = self._reader.header(file, location)
+                        if header is not None and header.id == name:
+                            intact[name] = pack
+            except (FileNotFoundError, StorageFailed):
+                pass  # what cannot be seen is written anew
+            position = end
+        return intact
+
+    def _remember(self, places: dict[ChunkId, PackId]) -> None:
+        self._young.update(places)
+        if len(self._young) >= _SEEN_MAX:
+            self._old, self._young = self._young, {}
+
+    def _touch(self, ids: Iterable[ChunkId]) -> None:
+        touched = self._touched
+        if touched is None or self._overflowed:
+            return
+        touched.update(ids)
+        if len(touched) > self._touch_max:
+            touched.clear()
+            self._overflowed = True
+
+    # ---- damage ----
+
+    def report_damaged(self, found: dict[ChunkId, PackId]) -> None:
+        """Never bind to these again until their bytes are stored anew."""
+        with self._lock:
+            self.damaged.update(found)
+
+    def repaired(self, ids: Sequence[ChunkId]) -> None:
+        """New records of these chunks were written."""
+        if self.damaged:
+            with self._lock:
+                for name in ids:
+                    self.damaged.pop(name, None)
+                    self._young.pop(name, None)
+                    self._old.pop(name, None)
+
+    # ---- collection ----
+
+    def begin_touch(self) -> None:
+        """Start to note what new data binds to."""
+        with self._lock:
+            self._touched = set()
+            self._overflowed = False
+
+    def condemn(self, packs: Iterable[PackId]) -> set[ChunkId]:
+        """From now on nothing binds to `packs`; return what was bound to since begin_touch.
+
+        Raises CollectionAbandoned when that was too much to note.
+        """
+        with self._lock:
+            if self._touched is None or self._overflowed:
+                raise CollectionAbandoned(
+                    f"more than {self._touch_max} known chunks were stored again while the "
+                    "collection was marking; nothing was removed: try again when less is written"
+                )
+            self._condemned = frozenset(packs)
+            self._young = {n: p for n, p in self._young.items() if p not in self._condemned}
+            self._old = {n: p for n, p in self._old.items() if p not in self._condemned}
+            return set(self._touched)
+
+    def end_touch(self) -> None:
+        """Stop noting; condemned packs are either gone or spared."""
+        with self._lock:
+            self._touched = None
+            self._overflowed = False
+            self._condemned = frozenset()

@@ -1,0 +1,249 @@
+"""The disk as the block store sees it: a Protocol, and the real one.
+
+Tests put a simulated disk in its place that loses power or fails at a chosen operation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from blockstore.errors import StorageFailed, StorageFull, StoreLocked
+from blockstore.ids import Buffer
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_IOV_MAX = os.sysconf("SC_IOV_MAX")
+
+
+class DiskFile(Protocol):
+    """An open file. All methods are safe to call from several threads."""
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Read up to `length` bytes; fewer only at the end of the file."""
+
+    def pread_nowait(self, length: int, offset: int) -> bytes | None:
+        """Read like pread, but return None where the disk would have to be waited for."""
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
+        """Write all buffers one after the other, or raise with an unknown part written."""
+
+    def fdatasync(self) -> None:
+        """Make content and size durable."""
+
+    def truncate(self, size: int) -> None:
+        """Set the size in bytes."""
+
+    def size(self) -> int:
+        """Return the size in bytes."""
+
+    def close(self) -> None:
+        """Release the descriptor; a lock taken by Disk.lock ends with it."""
+
+
+class Disk(Protocol):
+    """Files by path. Raises StorageFull, StorageFailed and FileNotFoundError."""
+
+    @property
+    def sqlite_vfs(self) -> str | None:
+        """VFS to open databases with; None for SQLite's own.
+
+        With another VFS databases are opened once, with one connection in exclusive locking mode
+        (a VFS written in Python has no shared memory), and background work runs inline.
+        """
+
+    def open(self, path: Path, *, create: bool = False, writable: bool = False) -> DiskFile:
+        """Open a file; `create` makes a new one and fails when it exists."""
+
+    def lock(self, path: Path) -> DiskFile:
+        """Open a file, creating it when missing, and lock it; raises StoreLocked."""
+
+    def listdir(self, path: Path) -> list[str]:
+        """Return the names in a directory."""
+
+    def mkdir(self, path: Path) -> None:
+        """Make a directory (mode 0700) and its parents unless they exist."""
+
+    def exists(self, path: Path) -> bool:
+        """Tell whether the path exists."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename a file, replacing the target."""
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+
+    def fsync_dir(self, path: Path) -> None:
+        """Make the directory's entries durable."""
+
+    def free_bytes(self, path: Path) -> int:
+        """Return the bytes this user may still write."""
+
+    def total_bytes(self, path: Path) -> int:
+        """Return the size of the filesystem in bytes."""
+
+
+@contextlib.contextmanager
+def translated(doing: str, path: str) -> Iterator[None]:
+    """Turn OSError into StorageFull or StorageFailed; a missing file stays FileNotFoundError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFull(
+                f"no space left while {doing} {path}: free some space on that disk"
+            ) from error
+        raise StorageFailed(
+            f"{doing} {path} failed: {error.strerror or error}; look at the disk and the kernel log"
+        ) from error
+
+
+class OsFile:
+    """A file of the operating system."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self._fd = fd
+        self._path = path
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """See DiskFile."""
+        with translated("reading", self._path):
+            data = os.pread(self._fd, length, offset)
+            if len(data) == length or not data:
+                return data
+            parts = [data]
+            done = len(data)
+            while done < length and (data := os.pread(self._fd, length - done, offset + done)):
+                parts.append(data)
+                done += len(data)
+            return b"".join(parts)
+
+    def pread_nowait(self, length: int, offset: int) -> bytes | None:
+        """See DiskFile."""
+        buffer = bytearray(length)
+        try:
+            done = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError:
+            # EAGAIN: not in the page cache; EOPNOTSUPP: the filesystem cannot tell.
+            # Any real error will come back from the pread that follows.
+            return None
+        # A short count means that the rest is not in the cache, or the end of the file:
+        # pread tells the two apart.
+        return bytes(buffer) if done == length else None
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
+        """See DiskFile."""
+        with translated("writing", self._path):
+            for start in range(0, len(buffers), _IOV_MAX):
+                offset += self._write_all(buffers[start : start + _IOV_MAX], offset)
+
+    def _write_all(self, buffers: Sequence[Buffer], offset: int) -> int:
+        total = sum(len(buffer) for buffer in buffers)
+        done = os.pwritev(self._fd, buffers, offset)
+        if done < total:  # a nearly full disk, or a signal: the rest tells which
+            rest = memoryview(b"".join(buffers))
+            while done < total:
+                done += os.pwrite(self._fd, rest[done:], offset + done)
+        return total
+
+    def fdatasync(self) -> None:
+        """See DiskFile."""
+        with translated("syncing", self._path):
+            os.fdatasync(self._fd)
+
+    def truncate(self, size: int) -> None:
+        """See DiskFile."""
+        with translated("truncating", self._path):
+            os.ftruncate(self._fd, size)
+
+    def size(self) -> int:
+        """See DiskFile."""
+        with translated("reading the size of", self._path):
+            return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """See DiskFile."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with translated("closing", self._path):
+                os.close(fd)
+
+
+class OsDisk:
+    """The operating system's files."""
+
+    sqlite_vfs: str | None = None
+
+    def open(self, path: Path, *, create: bool = False, writable: bool = False) -> OsFile:
+        """See Disk."""
+        flags = os.O_RDWR if writable or create else os.O_RDONLY
+        if create:
+            flags |= os.O_CREAT | os.O_EXCL
+        with translated("opening", str(path)):
+            return OsFile(os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), str(path))
+
+    def lock(self, path: Path) -> OsFile:
+        """See Disk."""
+        with translated("opening", str(path)):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise StoreLocked(
+                    f"{path.parent} is in use by another process: stop that one first"
+                ) from error
+            raise StorageFailed(f"locking {path} failed: {error.strerror}") from error
+        return OsFile(fd, str(path))
+
+    def listdir(self, path: Path) -> list[str]:
+        """See Disk."""
+        with translated("listing", str(path)):
+            return os.listdir(path)
+
+    def mkdir(self, path: Path) -> None:
+        """See Disk."""
+        with translated("making", str(path)):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+
+    def exists(self, path: Path) -> bool:
+        """See Disk."""
+        return os.path.lexists(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """See Disk."""
+        with translated("renaming", str(source)):
+            os.rename(source, target)
+
+    def unlink(self, path: Path) -> None:
+        """See Disk."""
+        with translated("removing", str(path)):
+            os.unlink(path)
+
+    def fsync_dir(self, path: Path) -> None:
+        """See Disk."""
+        with translated("syncing", str(path)):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def free_bytes(self, path: Path) -> int:
+        """See Disk."""
+        with translated("reading the free space of", str(path)):
+            found = os.statvfs(path)
+            return found.f_bavail * found.f_frsize
+
+    def total_bytes(self, path: Path) -> int:
+        """See Disk."""
+        with translated("reading the size of", str(path)):
+            found = os.statvfs(path)
+            return found.f_blocks * found.f_frsize

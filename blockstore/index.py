@@ -1,0 +1,395 @@
+"""The chunk index: chunk id to pack, offset and length, in `chunks.db`.
+
+The index is a cache of the packs. It is told of records only after their bytes are durable.
+Keys are the first 20 bytes of the id: whoever reads a record compares the whole id, so that a
+collision (2^80 work) could hide a chunk, never return a wrong one.
+
+Locks: `_write` guards the writing connection. `_view` (runs, packs) is an immutable value replaced
+under `_write` and read without it; a reader that meets a run merged away in between looks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+from blockstore.errors import StorageFailed, StorageFull, StoreInvalid
+from blockstore.ids import ChunkId, Location, PackId
+from blockstore.runs import Filter, Run, plan_merge, probe
+
+SCHEMA_VERSION = 1
+KEY_BYTES = 20
+PAGE_BYTES = 4096
+_MERGE_STEP_ROWS = 65_536  # rows per transaction of a merge: about 50 ms
+
+
+class PackState(IntEnum):
+    """States of a pack in the index."""
+
+    OPEN = 0
+    SEALED = 1
+    CONDEMNED = 2
+
+
+class PackRow(NamedTuple):
+    """What the index knows of a pack."""
+
+    number: PackId
+    bytes: int
+    records: int
+    state: PackState
+
+
+class RootRow(NamedTuple):
+    """Where a root record lies."""
+
+    seq: int
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    runs: tuple[Run, ...]  # newest first
+    packs: dict[PackId, PackRow]  # treated as immutable
+
+
+class IndexDamaged(Exception):
+    """The database cannot be used; it has to be rebuilt from the packs."""
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except apsw.FullError as error:
+        raise StorageFull(f"no space left while writing {path}: free some space") from error
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise StoreInvalid(
+            f"{path} is damaged: stop the program, remove that file and start again; "
+            "it is rebuilt from the packs"
+        ) from error
+    except (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
+        raise StorageFailed(f"reading or writing {path} failed: {error}") from error
+
+
+class Index:
+    """The open index."""
+
+    def __init__(self, path: Path, vfs: str | None) -> None:
+        self.path = path
+        self.single = vfs is not None
+        self._vfs = vfs
+        self._write = threading.RLock()
+        self._merging = threading.Lock()
+        self._local = threading.local()
+        self._connections: list[apsw.Connection] = []
+        self._connections_lock = threading.Lock()
+        self._view = _View((), {})
+        self._closed = False
+        with _translated(path):
+            self._writer = self._connect()
+            if not self.single:
+                self._writer.pragma("journal_mode", "wal")
+            self._writer.pragma("synchronous", 1)
+            self._writer.pragma("wal_autocheckpoint", 4000)
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self.path), vfs=self._vfs)
+        connection.set_busy_timeout(30_000)
+        connection.pragma("page_size", PAGE_BYTES)
+        if self.single:
+            connection.pragma("locking_mode", "exclusive")
+            connection.pragma("journal_mode", "wal")
+        connection.pragma("cache_size", -2048)  # KiB; the kernel's page cache does the rest
+        connection.pragma("mmap_size", 0)
+        with self._connections_lock:
+            self._connections.append(connection)
+        return connection
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[apsw.Connection]:
+        with _translated(self.path):
+            if self.single:
+                with self._write:
+                    yield self._writer
+                return
+            connection = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = self._local.connection = self._connect()
+            yield connection
+
+    # ---- opening ----
+
+    @classmethod
+    def create(cls, path: Path, vfs: str | None, store_uuid: bytes) -> Index:
+        """Make an empty index where no file is."""
+        index = cls(path, vfs)
+        schema = resources.files("blockstore").joinpath("schema.sql").read_text("utf-8")
+        with _translated(path), index._writer:
+            index._writer.execute(schema)
+            index._writer.executemany(
+                "INSERT INTO meta VALUES (?, ?)",
+                [("schema", SCHEMA_VERSION), ("store_uuid", store_uuid), ("next_run", 1)],
+            )
+        return index
+
+    @classmethod
+    def load(cls, path: Path, vfs: str | None, store_uuid: bytes) -> Index:
+        """Open the index of a store. Raises IndexDamaged with the reason to rebuild it."""
+        index = None
+        try:
+            index = cls(path, vfs)
+            index._load(store_uuid)
+        except (StoreInvalid, apsw.Error, IndexDamaged, ValueError, TypeError) as error:
+            if index is not None:
+                index.close()
+            raise IndexDamaged(str(error)) from error
+        return index
+
+    def _load(self, store_uuid: bytes) -> None:
+        meta = dict(self._writer.execute("SELECT key, value FROM meta").fetchall())
+        if meta.get("schema") != SCHEMA_VERSION:
+            raise IndexDamaged(f"schema {meta.get('schema')} instead of {SCHEMA_VERSION}")
+        if meta.get("store_uuid") != store_uuid:
+            raise IndexDamaged("it belongs to another store")
+        runs = tuple(
+            Run(number, newest, rows, Filter.load(blob))
+            for number, newest, rows, blob in self._writer.execute(
+                "SELECT number, newest, rows, filter FROM runs ORDER BY newest DESC"
+            )
+        )
+        known = {run.table for run in runs}
+        with self._writer:
+            for (name,) in self._writer.execute(
+                "SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'run\\_%'"
+                " ESCAPE '\\'"
+            ).fetchall():
+                if name in known:
+                    known.discard(name)
+                else:  # a merge that a crash interrupted
+                    self._writer.execute(f"DROP TABLE {name}")
+        if known:
+            raise IndexDamaged(f"tables are missing: {', '.join(sorted(known))}")
+        packs = {
+            PackId(number): PackRow(PackId(number), size, records, PackState(state))
+            for number, size, records, state in self._writer.execute(
+                "SELECT number, bytes, records, state FROM packs"
+            )
+        }
+        self._view = _View(runs, packs)
+
+    def close(self) -> None:
+        """Wait for a running merge to stop, checkpoint and close all connections."""
+        self._closed = True
+        with self._merging, self._write, self._connections_lock:
+            for connection in reversed(self._connections):  # the writer last: it checkpoints
+                connection.close()
+            self._connections.clear()
+
+    # ---- reading ----
+
+    @property
+    def packs(self) -> dict[PackId, PackRow]:
+        """All packs the index knows; not to be changed."""
+        return self._view.packs
+
+    @property
+    def rows(self) -> int:
+        """Rows in all runs; rows hidden by newer ones and rows of dropped packs included."""
+        return sum(run.rows for run in self._view.runs)
+
+    @property
+    def run_count(self) -> int:
+        """How many runs a lookup may have to ask."""
+        return len(self._view.runs)
+
+    def lookup(self, ids: Iterable[ChunkId]) -> dict[ChunkId, Location]:
+        """Return where chunks lie; those the index does not know are left out."""
+        while True:
+            view = self._view
+            try:
+                with self._reading() as connection:
+                    return self._lookup(connection, view, ids)
+            except apsw.SQLError:
+                if view is self._view:
+                    raise  # not a run merged away: a bug
+
+    def _lookup(
+        self, connection: apsw.Connection, view: _View, ids: Iterable[ChunkId]
+    ) -> dict[ChunkId, Location]:
+        found = {}
+        runs = [
+            (run.filter.words, run.filter.count, f"SELECT pack, offset, length FROM {run.table} WHERE id = ?")
+            for run in view.runs
+        ]
+        packs = view.packs
+        for name in ids:
+            hashed, mask = probe(name)
+            for words, count, sql in runs:
+                if words[hashed % count] & mask != mask:
+                    continue
+                row = connection.execute(sql, (name[:KEY_BYTES],)).fetchone()
+                if row is not None and row[0] in packs:
+                    found[name] = Location(*row)
+                    break
+        return found
+
+    def roots(self) -> list[RootRow]:
+        """Return the root records of packs that exist, oldest first."""
+        with self._reading() as connection:
+            return [
+                RootRow(seq, Location(pack, offset, length))
+                for seq, pack, offset, length in connection.execute(
+                    "SELECT seq, pack, offset, length FROM roots ORDER BY seq"
+                ).fetchall()
+                if pack in self._view.packs
+            ]
+
+    # ---- writing ----
+
+    def add(
+        self,
+        rows: dict[ChunkId, Location],
+        packs: Iterable[PackRow] = (),
+        roots: Iterable[RootRow] = (),
+    ) -> None:
+        """Take in records that are durable, and what is known of their packs, at once.
+
+        The rows become one run; they hide older rows of the same ids.
+        """
+        filter_ = Filter.sized(len(rows))
+        filter_.add(rows)
+        with self._write, _translated(self.path):
+            run = None
+            with self._writer:
+                if rows:
+                    number = self._new_run()
+                    run = Run(number, number, len(rows), filter_)
+                    self._writer.executemany(
+                        f"INSERT INTO {run.table} VALUES (?, ?, ?, ?)",
+                        ((name[:KEY_BYTES], *rows[name]) for name in sorted(rows)),
+                    )
+                    self._register(run)
+                changed = dict(self._view.packs)
+                for pack in packs:
+                    changed[pack.number] = pack
+                    self._writer.execute("INSERT OR REPLACE INTO packs VALUES (?, ?, ?, ?)", pack)
+                self._writer.executemany(
+                    "INSERT OR REPLACE INTO roots VALUES (?, ?, ?, ?)",
+                    [(root.seq, *root.location) for root in roots],
+                )
+            runs = self._view.runs if run is None else (run, *self._view.runs)
+            self._view = _View(runs, changed)
+
+    def condemn(self, packs: Sequence[PackId]) -> None:
+        """Record, durably, that packs are about to be removed; their rows no longer count."""
+        with self._write, _translated(self.path):
+            self._writer.pragma("synchronous", 2)  # FULL: the files are unlinked next
+            try:
+                with self._writer:
+                    self._writer.executemany(
+                        "UPDATE packs SET state = 2 WHERE number = ?", [(p,) for p in packs]
+                    )
+                    self._writer.executemany(
+                        "DELETE FROM roots WHERE pack = ?", [(p,) for p in packs]
+                    )
+            finally:
+                self._writer.pragma("synchronous", 1)
+            kept = {n: row for n, row in self._view.packs.items() if n not in set(packs)}
+            self._view = replace(self._view, packs=kept)
+
+    def forget(self, packs: Sequence[PackId]) -> None:
+        """Drop the rows of packs whose files are gone."""
+        with self._write, _translated(self.path), self._writer:
+            self._writer.executemany("DELETE FROM packs WHERE number = ?", [(p,) for p in packs])
+        with self._write:
+            kept = {n: row for n, row in self._view.packs.items() if n not in set(packs)}
+            self._view = replace(self._view, packs=kept)
+
+    def _new_run(self) -> int:
+        number: int = self._writer.execute(
+            "SELECT value FROM meta WHERE key = 'next_run'"
+        ).fetchall()[0][0]
+        self._writer.execute("UPDATE meta SET value = ? WHERE key = 'next_run'", (number + 1,))
+        self._writer.execute(
+            f"CREATE TABLE run_{number} (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,"
+            " offset INTEGER NOT NULL, length INTEGER NOT NULL) WITHOUT ROWID"
+        )
+        return number
+
+    def _register(self, run: Run) -> None:
+        self._writer.execute(
+            "INSERT INTO runs VALUES (?, ?, ?, ?)",
+            (run.number, run.newest, run.rows, run.filter.dump()),
+        )
+
+    # ---- merging ----
+
+    @property
+    def wants_merge(self) -> bool:
+        """Whether merge() has something to do."""
+        return plan_merge([run.rows for run in self._view.runs]) is not None
+
+    def merge(self) -> None:
+        """Merge runs until no more need it, in steps between which others may write."""
+        with self._merging:
+            while not self._closed:
+                chosen = plan_merge([run.rows for run in self._view.runs])
+                if chosen is None or not self._merge(self._view.runs[chosen]):
+                    return
+
+    def _merge(self, parts: tuple[Run, ...]) -> bool:
+        """Write `parts` (neighbours, newest first) as one run; False when closing."""
+        total = sum(run.rows for run in parts)
+        steps = -(-total // _MERGE_STEP_ROWS)
+        borders = [(65536 * step // steps).to_bytes(3, "big")[1:] for step in range(steps)]
+        borders[0] = b""
+        limits = [*borders[1:], b"\xff" * (KEY_BYTES + 1)]
+        filter_ = Filter.sized(total)
+        with self._write, _translated(self.path), self._writer:
+            number = self._new_run()
+        union = " UNION ALL ".join(
+            f"SELECT id, pack, offset, length, {age} AS age FROM {run.table}"
+            " WHERE id >= :low AND id < :high"
+            for age, run in enumerate(parts)
+        )
+        # min() makes SQLite take the other columns from the row that holds it: the newest one.
+        # Rows of dropped packs are left behind here, and only here.
+        copy = (
+            f"INSERT INTO run_{number} SELECT id, pack, offset, length FROM ("
+            f" SELECT id, pack, offset, length, min(age) FROM ({union})"
+            " WHERE pack IN (SELECT number FROM packs WHERE state < 2) GROUP BY id)"
+        )
+        rows = 0
+        for low, high in zip(borders, limits, strict=True):
+            if self._closed:
+                return False
+            with self._write, _translated(self.path):
+                with self._writer:
+                    self._writer.execute(copy, {"low": low, "high": high})
+                copied = self._writer.execute(
+                    f"SELECT id FROM run_{number} WHERE id >= ? AND id < ?", (low, high)
+                ).fetchall()
+            filter_.add(key for (key,) in copied)
+            rows += len(copied)
+        merged = Run(number, parts[0].newest, rows, filter_)
+        with self._write, _translated(self.path):
+            with self._writer:
+                self._register(merged)
+                for run in parts:
+                    self._writer.execute("DELETE FROM runs WHERE number = ?", (run.number,))
+                    self._writer.execute(f"DROP TABLE {run.table}")
+            first = self._view.runs.index(parts[0])
+            runs = self._view.runs
+            self._view = replace(
+                self._view, runs=(*runs[:first], merged, *runs[first + len(parts) :])
+            )
+        return True

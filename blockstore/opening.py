@@ -1,0 +1,319 @@
+"""Opening a store: its identity, and bringing packs and index together after a crash.
+
+What is done here depends only on what the last run left open: packs that the index knows as sealed
+are not touched. All other packs are either sealed on disk (their table is read) or scanned; torn
+ends are cut, and what is found is made durable before the index is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from blockstore.chunker import ChunkerParams
+from blockstore.disk import Disk
+from blockstore.errors import FormatTooNew, StoreInvalid
+from blockstore.ids import ChunkId, Location, PackId, pack_name, pack_number
+from blockstore.index import Index, IndexDamaged, PackRow, PackState, RootRow
+from blockstore.packfile import (
+    FORMAT_VERSION,
+    HEADER_BYTES,
+    Entry,
+    FormatError,
+    Kind,
+    PackHeader,
+    RECORD_BYTES,
+    ReadAt,
+    decode_pack_header,
+    encode_pack_header,
+    encode_seal,
+    pack_salt,
+    read_seal,
+    scan,
+)
+from blockstore.writer import ROOT_SEQ_BYTES, WritePack
+
+STORE_FILE = "store.json"
+INDEX_FILE = "chunks.db"
+PACKS_FOLDER = "packs"
+LOCK_FILE = "lock"
+_REBUILD_BATCH_ROWS = 262_144
+_INDEX_FILES = (INDEX_FILE, f"{INDEX_FILE}-wal", f"{INDEX_FILE}-shm", f"{INDEX_FILE}-journal")
+
+
+@dataclass(slots=True)
+class OpenReport:
+    """What opening a store had to do."""
+
+    created: bool = False
+    rebuilt: bool = False
+    rebuild_reason: str = ""
+    packs_read: int = 0  # packs that the index did not know whole
+    records_found: int = 0  # records in them that the index did not know
+    bytes_cut: int = 0  # torn ends of packs
+    packs_missing: tuple[PackId, ...] = ()  # in the index, not on the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a store this store."""
+
+    uuid: bytes
+    chunker: ChunkerParams
+
+    def header(self, pack: PackId) -> PackHeader:
+        """Return the header of one of its packs."""
+        return PackHeader(self.uuid, pack, 0, self.chunker)
+
+
+def load_identity(disk: Disk, folder: Path, wanted: ChunkerParams, report: OpenReport) -> Identity:
+    """Read store.json; write it for a new store, or from a pack's header when it is missing.
+
+    Raises StoreInvalid when the store was cut with other parameters, FormatTooNew.
+    """
+    path = folder / STORE_FILE
+    identity = None
+    if disk.exists(path):
+        identity = _read_identity(disk, path)
+    if identity is None:
+        identity = _identity_from_packs(disk, folder / PACKS_FOLDER)
+        if identity is None:
+            identity = Identity(os.urandom(16), wanted)
+            report.created = True
+        _write_identity(disk, folder, identity)
+    if identity.chunker != wanted:
+        raise StoreInvalid(
+            f"{folder} is cut with {identity.chunker}, not with {wanted}: "
+            "open it with the parameters it was made with"
+        )
+    return identity
+
+
+def _read_identity(disk: Disk, path: Path) -> Identity | None:
+    file = disk.open(path)
+    try:
+        raw = file.pread(65536, 0)
+    finally:
+        file.close()
+    try:
+        fields = json.loads(raw)
+        version = int(fields["format"])
+        if version > FORMAT_VERSION:
+            raise FormatTooNew(str(path), version, FORMAT_VERSION)
+        return Identity(bytes.fromhex(fields["uuid"]), ChunkerParams(**fields["chunker"]))
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged: the packs know the same
+
+
+def _identity_from_packs(disk: Disk, packs: Path) -> Identity | None:
+    names = disk.listdir(packs)
+    unreadable = False
+    for name in sorted(names):
+        if pack_number(name) is None:
+            continue
+        file = disk.open(packs / name)
+        try:
+            header = decode_pack_header(file.pread(HEADER_BYTES, 0), str(packs / name))
+            return Identity(header.store_uuid, header.chunker)
+        except FormatError:
+            unreadable = unreadable or file.size() > HEADER_BYTES
+        finally:
+            file.close()
+    if unreadable:
+        raise StoreInvalid(
+            f"{packs.parent / STORE_FILE} is missing or damaged and no pack has a whole header: "
+            "restore that file from a backup"
+        )
+    return None
+
+
+def _write_identity(disk: Disk, folder: Path, identity: Identity) -> None:
+    fields = {
+        "format": FORMAT_VERSION,
+        "uuid": identity.uuid.hex(),
+        "chunker": asdict(identity.chunker),
+    }
+    target = folder / STORE_FILE
+    part = folder / f"{STORE_FILE}.part"
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink(part)
+    file = disk.open(part, create=True)
+    try:
+        file.pwritev([json.dumps(fields, indent=1).encode() + b"\n"], 0)
+        file.fdatasync()
+    finally:
+        file.close()
+    disk.rename(part, target)
+    disk.fsync_dir(folder)
+
+
+def open_index(disk: Disk, folder: Path, identity: Identity, report: OpenReport) -> Index:
+    """Open chunks.db; start an empty one in place of one that is missing or damaged."""
+    path = folder / INDEX_FILE
+    if disk.exists(path):
+        try:
+            return Index.load(path, disk.sqlite_vfs, identity.uuid)
+        except IndexDamaged as error:
+            report.rebuild_reason = f"{INDEX_FILE} was damaged: {error}"
+    elif not report.created:
+        report.rebuild_reason = f"{INDEX_FILE} was missing"
+    remove_index(disk, folder)
+    report.rebuilt = bool(report.rebuild_reason)
+    return Index.create(path, disk.sqlite_vfs, identity.uuid)
+
+
+def remove_index(disk: Disk, folder: Path) -> None:
+    """Remove chunks.db, so that the next opening rebuilds it from the packs."""
+    for name in _INDEX_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            disk.unlink(folder / name)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Where the writer goes on."""
+
+    next_pack: PackId
+    adopted: WritePack | None  # the newest pack, when it is not sealed
+    root_seq: int  # highest sequence number of a root
+
+
+def recover(
+    disk: Disk, folder: Path, identity: Identity, index: Index, report: OpenReport, *,
+    pack_bytes_max: int,
+) -> Recovered:  # fmt: skip
+    """Bring index and packs together; finish removals that a crash interrupted."""
+    packs = folder / PACKS_FOLDER
+    names = disk.listdir(packs)
+    present = {number for name in names if (number := pack_number(name)) is not None}
+    condemned = [n for n, row in index.packs.items() if row.state is PackState.CONDEMNED]
+    if condemned:
+        for number in condemned:
+            with contextlib.suppress(FileNotFoundError):
+                disk.unlink(packs / pack_name(number))
+        disk.fsync_dir(packs)
+        index.forget(condemned)
+        present -= set(condemned)
+    known = index.packs
+    highest = max([0, *present, *known, *condemned])
+    report.packs_missing = tuple(sorted(set(known) - present))
+    unsure = sorted(
+        n for n in present if n not in known or known[n].state is not PackState.SEALED
+    )
+    batch = _Batch(index)
+    adopted: WritePack | None = None
+    for number in unsure:
+        if adopted is not None:
+            _seal(adopted, batch)
+        adopted = _recover_pack(disk, packs, identity, number, known.get(number), batch, report)
+        report.packs_read += 1
+    if unsure:
+        disk.fsync_dir(packs)
+    if adopted is not None and adopted.end >= pack_bytes_max:
+        _seal(adopted, batch)
+        adopted = None
+    batch.write()
+    index.merge()
+    seqs = [root.seq for root in index.roots()]
+    return Recovered(PackId(highest + 1), adopted, max(seqs, default=0))
+
+
+class _Batch:
+    """Rows on their way into the index."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.rows: dict[ChunkId, Location] = {}
+        self.packs: list[PackRow] = []
+        self.roots: list[RootRow] = []
+
+    def write(self) -> None:
+        if self.rows or self.packs or self.roots:
+            self._index.add(self.rows, self.packs, self.roots)
+        self.rows, self.packs, self.roots = {}, [], []
+
+    def write_when_large(self) -> None:
+        if len(self.rows) >= _REBUILD_BATCH_ROWS:
+            self.write()
+
+
+def _recover_pack(
+    disk: Disk, folder: Path, identity: Identity, number: PackId, known: PackRow | None,
+    batch: _Batch, report: OpenReport,
+) -> WritePack | None:  # fmt: skip
+    """Read one pack into the batch; return it for writing when it is not sealed."""
+    path = folder / pack_name(number)
+    salt = pack_salt(identity.uuid, number)
+    file = disk.open(path, writable=True)
+    keep = False
+    try:
+        size = file.size()
+        raw_header = file.pread(HEADER_BYTES, 0)
+        header_whole = True
+        try:
+            header = decode_pack_header(raw_header, str(path))
+            if header.store_uuid != identity.uuid:
+                raise StoreInvalid(f"{path} belongs to another store: move it away")
+        except FormatError:
+            header_whole = False  # torn or damaged: its records vouch for themselves
+        from_table = read_seal(file.pread, size, salt)
+        if from_table is not None:
+            _take(batch, number, from_table, file.pread, known, report)
+            batch.packs.append(PackRow(number, size, len(from_table), PackState.SEALED))
+            batch.write_when_large()
+            return None
+        indexed = known.bytes if known is not None else 0
+        found = list(scan(file.pread, size, salt, verify_from=indexed))
+        entries = [item.entry for item in found if item.intact]
+        # Bytes that the index vouches for are never cut, whatever they look like now.
+        end = max([HEADER_BYTES, indexed, *(entry.end for entry in entries)])
+        if not header_whole:
+            file.pwritev([encode_pack_header(identity.header(number))], 0)
+        if size > end:
+            file.truncate(end)
+            report.bytes_cut += size - end
+        # After a killed process the records may be in the page cache only.
+        file.fdatasync()
+        _take(batch, number, entries, file.pread, known, report)
+        batch.packs.append(PackRow(number, end, len(entries), PackState.OPEN))
+        batch.write_when_large()
+        pack = WritePack(number, file, salt)
+        pack.entries = entries
+        pack.end = pack.synced_end = end
+        pack.synced_entries = len(entries)
+        pack.listed = True
+        keep = True
+        return pack
+    finally:
+        if not keep:
+            file.close()
+
+
+def _take(
+    batch: _Batch, number: PackId, entries: Iterable[Entry], read: ReadAt, known: PackRow | None,
+    report: OpenReport,
+) -> None:  # fmt: skip
+    indexed = known.bytes if known is not None else 0
+    for entry in entries:
+        location = Location(number, entry.offset, entry.stored_length)
+        if entry.kind == Kind.CHUNK:
+            if entry.offset >= indexed:
+                batch.rows[entry.id] = location
+                report.records_found += 1
+        elif entry.kind == Kind.ROOT:
+            raw = read(ROOT_SEQ_BYTES, entry.offset + RECORD_BYTES)
+            batch.roots.append(RootRow(int.from_bytes(raw, "little"), location))
+
+
+def _seal(pack: WritePack, batch: _Batch) -> None:
+    """Seal a pack that will not be continued; all its records are durable."""
+    seal = encode_seal(pack.entries, pack.end, pack.salt)
+    pack.file.pwritev([seal], pack.end)
+    pack.file.fdatasync()
+    pack.file.close()
+    size = pack.end + len(seal)
+    batch.packs.append(PackRow(pack.number, size, len(pack.entries), PackState.SEALED))

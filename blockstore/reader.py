@@ -1,0 +1,258 @@
+"""Reading records: open packs, coalesced reads, verification, and the decoded-chunk cache."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from blockstore.disk import Disk, DiskFile
+from blockstore.ids import ChunkId, Location, PackId, pack_name
+from blockstore.packfile import RECORD_BYTES, RecordHeader, decode_record_header, open_payload, pack_salt
+
+GAP_BYTES_MAX = 64 << 10  # reading this much for nothing costs less than another request
+RUN_BYTES_MAX = 4 << 20
+
+
+class Want(NamedTuple):
+    """One record to read."""
+
+    offset: int
+    length: int  # bytes of payload
+    id: ChunkId
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRun:
+    """Records of one pack that one read brings."""
+
+    pack: PackId
+    offset: int
+    length: int
+    wants: tuple[Want, ...]
+
+
+def plan_reads(wanted: Iterable[tuple[ChunkId, Location]]) -> list[ReadRun]:
+    """Coalesce records into reads: neighbours at most GAP_BYTES_MAX apart, RUN_BYTES_MAX a read."""
+    runs: list[ReadRun] = []
+    group: list[Want] = []
+    current: PackId | None = None
+    end = 0
+
+    def close() -> None:
+        if group and current is not None:
+            start = group[0].offset
+            runs.append(ReadRun(current, start, end - start, tuple(group)))
+            group.clear()
+
+    for name, (pack, offset, length) in sorted(wanted, key=lambda item: item[1]):
+        stop = offset + RECORD_BYTES + length
+        if group and (
+            pack != current
+            or offset - end > GAP_BYTES_MAX
+            or stop - group[0].offset > RUN_BYTES_MAX
+        ):
+            close()
+        if not group:
+            current, end = pack, stop
+        group.append(Want(offset, length, name))
+        end = max(end, stop)
+    close()
+    return runs
+
+
+class _Handle:
+    __slots__ = ("closing", "file", "users")
+
+    def __init__(self, file: DiskFile) -> None:
+        self.file = file
+        self.users = 0
+        self.closing = False
+
+
+class PackFiles:
+    """Open packs for reading, least recently used first out."""
+
+    def __init__(self, disk: Disk, folder: Path, store_uuid: bytes, *, open_max: int) -> None:
+        self._disk = disk
+        self._folder = folder
+        self._store_uuid = store_uuid
+        self._open_max = open_max
+        self._lock = threading.Lock()
+        self._handles: OrderedDict[PackId, _Handle] = OrderedDict()
+        self._salts: dict[PackId, int] = {}
+
+    def salt(self, pack: PackId) -> int:
+        """Return the CRC salt of a pack."""
+        salt = self._salts.get(pack)
+        if salt is None:
+            if len(self._salts) > 4096:
+                self._salts.clear()
+            salt = self._salts[pack] = pack_salt(self._store_uuid, pack)
+        return salt
+
+    @contextlib.contextmanager
+    def using(self, pack: PackId) -> Iterator[DiskFile]:
+        """Lend the open file of a pack. Raises FileNotFoundError when it was collected."""
+        handle = self._acquire(pack)
+        try:
+            yield handle.file
+        finally:
+            self._release(handle)
+
+    def _acquire(self, pack: PackId) -> _Handle:
+        with self._lock:
+            handle = self._handles.get(pack)
+            if handle is not None:
+                handle.users += 1
+                self._handles.move_to_end(pack)
+                return handle
+        # Opened without the lock: a slow disk must not stop readers of other packs.
+        fresh = _Handle(self._disk.open(self._folder / pack_name(pack)))
+        idle: list[_Handle] = []
+        with self._lock:
+            handle = self._handles.get(pack)
+            if handle is None:
+                handle = self._handles[pack] = fresh
+            else:
+                idle.append(fresh)
+            handle.users += 1
+            self._handles.move_to_end(pack)
+            while len(self._handles) > self._open_max:
+                _, oldest = self._handles.popitem(last=False)
+                oldest.closing = True
+                if not oldest.users:
+                    idle.append(oldest)
+        for unused in idle:
+            unused.file.close()
+        return handle
+
+    def _release(self, handle: _Handle) -> None:
+        with self._lock:
+            handle.users -= 1
+            done = handle.closing and not handle.users
+        if done:
+            handle.file.close()
+
+    def forget(self, pack: PackId) -> None:
+        """Close a pack that was removed, as soon as nobody reads it."""
+        with self._lock:
+            handle = self._handles.pop(pack, None)
+            if handle is None:
+                return
+            handle.closing = True
+            done = not handle.users
+        if done:
+            handle.file.close()
+
+    def close(self) -> None:
+        """Close all packs."""
+        for pack in list(self._handles):
+            self.forget(pack)
+
+
+class Outcome(NamedTuple):
+    """What reading found."""
+
+    chunks: dict[ChunkId, bytes]
+    damaged: dict[ChunkId, PackId]
+    gone: list[ChunkId]  # their pack was removed in between: ask the index again
+
+
+class Reader:
+    """Reads and verifies records."""
+
+    def __init__(self, files: PackFiles) -> None:
+        self._files = files
+
+    def read(self, wanted: Iterable[tuple[ChunkId, Location]]) -> Outcome:
+        """Read chunks. Raises StorageFailed when the disk refuses."""
+        outcome = Outcome({}, {}, [])
+        for run in plan_reads(wanted):
+            try:
+                with self._files.using(run.pack) as file:
+                    data = memoryview(file.pread(run.length, run.offset))
+            except FileNotFoundError:
+                outcome.gone.extend(want.id for want in run.wants)
+                continue
+            salt = self._files.salt(run.pack)
+            for want in run.wants:
+                start = want.offset - run.offset
+                content = open_record(
+                    data[start : start + RECORD_BYTES + want.length], want.id, want.offset, salt
+                )
+                if content is None:
+                    outcome.damaged[want.id] = run.pack
+                else:
+                    outcome.chunks[want.id] = content
+        return outcome
+
+    def read_nowait(self, name: ChunkId, location: Location) -> bytes | None:
+        """Read one chunk from the page cache; None when it is not there (or damaged)."""
+        pack, offset, length = location
+        try:
+            with self._files.using(pack) as file:
+                data = file.pread_nowait(RECORD_BYTES + length, offset)
+        except FileNotFoundError:
+            return None
+        if data is None:
+            return None
+        return open_record(memoryview(data), name, offset, self._files.salt(pack))
+
+    def header(self, file: DiskFile, location: Location) -> RecordHeader | None:
+        """Read the header of a record from its open pack, None when it is not intact."""
+        data = file.pread(RECORD_BYTES, location.offset)
+        return decode_record_header(data, location.offset, self._files.salt(location.pack))
+
+
+def open_record(data: memoryview, name: ChunkId, offset: int, salt: int) -> bytes | None:
+    """Return the verified content of the record in `data`, None when it is not `name`, intact."""
+    header = decode_record_header(data[:RECORD_BYTES], offset, salt)
+    if header is None or header.id != name:
+        return None
+    payload = data[RECORD_BYTES:]
+    if len(payload) != header.stored_length:
+        return None
+    return open_payload(header, payload)
+
+
+class ChunkCache:
+    """Decoded chunks, least recently used first out, bounded in bytes."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._chunks: OrderedDict[ChunkId, bytes] = OrderedDict()
+        self._bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, name: ChunkId) -> bytes | None:
+        """Return a chunk's bytes when they are here."""
+        with self._lock:
+            data = self._chunks.get(name)
+            if data is None:
+                self.misses += 1
+                return None
+            self._chunks.move_to_end(name)
+            self.hits += 1
+            return data
+
+    def add(self, name: ChunkId, data: bytes) -> None:
+        """Keep a chunk."""
+        with self._lock:
+            if name in self._chunks or len(data) > self._bytes_max:
+                return
+            self._chunks[name] = data
+            self._bytes += len(data)
+            while self._bytes > self._bytes_max:
+                self._bytes -= len(self._chunks.popitem(last=False)[1])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of content kept."""
+        return self._bytes

@@ -1,0 +1,410 @@
+"""The block store: the only door into this package.
+
+Concurrency. All public methods may be called from any thread; none calls back into the caller.
+Locks are taken in this order, and no other lock of ours is taken while one of the last four is held:
+
+  collect lock        one collection or check at a time                        (store)
+  sync lock           one fdatasync / seal / index batch at a time             (writer)
+  append lock         end of the open pack, pending records                    (writer)
+  index write lock    the writing SQLite connection                            (index)
+  dedup, cache, pack files: short critical sections without I/O
+
+put() holds the append lock only during one pwritev; hashing, looking up and compressing run in
+parallel. sync() holds the sync lock during fdatasync, so put() and fetch() go on meanwhile.
+fetch() takes no lock during I/O: if a pack is removed under it, it asks the index again.
+
+Order of durability: pack bytes (fdatasync), then the index rows that name them; a root record after
+everything put before it. Collection goes the other way round: copies durable, rows point to the
+copies and the pack is condemned (durable), then the pack is unlinked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from blockstore.chunker import Chunker, ChunkerParams
+from blockstore.codec import CompressionName, Encoder
+from blockstore.disk import Disk, DiskFile, OsDisk
+from blockstore.dedup import Dedup
+from blockstore.errors import ChunkDamaged, ChunkMissing, StorageFailed
+from blockstore.ids import MAX_CHUNK, Buffer, ChunkId, Location, PackId, chunk_id, pack_name
+from blockstore.index import Index, RootRow
+from blockstore.ingest import ingest
+from blockstore.opening import (
+    LOCK_FILE,
+    PACKS_FOLDER,
+    OpenReport,
+    load_identity,
+    open_index,
+    recover,
+)
+from blockstore.packfile import RECORD_BYTES, decode_record_header, open_payload
+from blockstore.reader import ChunkCache, PackFiles, Reader
+from blockstore.writer import ROOT_SEQ_BYTES, Record, Writer, chunk_record, root_record
+
+ROOTS_KEPT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How to run a store. Only `chunker` is a property of the store itself."""
+
+    compression: CompressionName = "zstd"
+    level: int = 1  # of zstd
+    pack_bytes_max: int = 64 << 20
+    cache_bytes_max: int = 64 << 20  # decoded chunks
+    open_packs_max: int = 128  # descriptors
+    pending_chunks_max: int = 32_768  # records in memory before the index is told, some 12 MB
+    touch_chunks_max: int = 262_144  # known chunks stored again during one collection
+    chunker: ChunkerParams = ChunkerParams()
+
+
+class RootRecord(NamedTuple):
+    """A root record: what it names is up to the writer."""
+
+    seq: int  # grows with each root
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Counters; those marked * count since opening. Sizes in bytes."""
+
+    chunks: int  # rows in the index and pending records; duplicates until runs are merged
+    packs: int
+    pack_bytes: int
+    pending_chunks: int
+    index_runs: int
+    put_chunks: int  # *
+    put_bytes: int  # *
+    new_chunks: int  # *
+    new_raw_bytes: int  # *
+    new_stored_bytes: int  # *
+    dedup_hits: int  # *
+    cache_hits: int  # *
+    cache_misses: int  # *
+    cache_bytes: int
+    damaged_chunks: int  # *
+
+
+class BlockStore:
+    """A content-addressed store of chunks in one folder. Made by `BlockStore.open`."""
+
+    opened: OpenReport
+
+    def __init__(self, folder: Path, options: StoreOptions, disk: Disk, lock: DiskFile) -> None:
+        """Not to be called: use open()."""
+        self.folder = folder
+        self.options = options
+        self.disk = disk
+        self._lock_file = lock
+        self._packs_folder = folder / PACKS_FOLDER
+        self.opened = OpenReport()
+        identity = load_identity(disk, folder, options.chunker, self.opened)
+        self._index = open_index(disk, folder, identity, self.opened)
+        try:
+            recovered = recover(
+                disk, folder, identity, self._index, self.opened,
+                pack_bytes_max=options.pack_bytes_max,
+            )  # fmt: skip
+        except BaseException:
+            self._index.close()
+            raise
+        self._writer = Writer(
+            disk,
+            self._packs_folder,
+            identity.header(PackId(0)),
+            self._index,
+            pack_bytes_max=options.pack_bytes_max,
+            pending_max=options.pending_chunks_max,
+            next_pack=recovered.next_pack,
+        )
+        if recovered.adopted is not None:
+            self._writer.adopt(recovered.adopted)
+        self._writer.on_batch = self._merge_runs
+        self._root_seq = recovered.root_seq
+        self._root_lock = threading.Lock()
+        self._files = PackFiles(
+            disk, self._packs_folder, identity.uuid, open_max=options.open_packs_max
+        )
+        self._reader = Reader(self._files)
+        self._cache = ChunkCache(options.cache_bytes_max)
+        self._dedup = Dedup(self._index, self._files, touch_max=options.touch_chunks_max)
+        self._chunker = Chunker(options.chunker)
+        self._encoder = Encoder(options.compression, options.level)
+        self._counts_lock = threading.Lock()
+        self._put_chunks = 0
+        self._put_bytes = 0
+        self._new_chunks = 0
+        self._dedup_hits = 0
+        self._collect_lock = threading.Lock()
+        self._merger: threading.Thread | None = None
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls, folder: Path, options: StoreOptions | None = None, disk: Disk | None = None
+    ) -> BlockStore:
+        """Open the store in `folder`, making it on first use; `opened` tells what was done.
+
+        Torn ends of packs are cut, and a missing or damaged index is rebuilt from the packs.
+        Raises StoreLocked, StoreInvalid, FormatTooNew, StorageFull, StorageFailed.
+        """
+        disk = disk if disk is not None else OsDisk()
+        disk.mkdir(folder / PACKS_FOLDER)
+        lock = disk.lock(folder / LOCK_FILE)
+        try:
+            return cls(folder, options if options is not None else StoreOptions(), disk, lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    # ---- storing ----
+
+    def cut(self, data: Buffer) -> list[int]:
+        """Return the lengths of all chunks of `data`, in bytes.
+
+        The last one may not be a true cut: its end is just the end of the data.
+        """
+        return self._chunker.cut(data)
+
+    def put(self, chunks: Sequence[Buffer]) -> list[ChunkId]:
+        """Store chunks of 1 byte to MAX_CHUNK; return their ids. Not durable before sync().
+
+        Chunks whose bytes the store has are not written again. Raises StorageFull and
+        StorageFailed; the store stays usable and the call may be repeated.
+        """
+        ids = []
+        total = 0
+        for chunk in chunks:
+            size = len(chunk)
+            if not 0 < size <= MAX_CHUNK:
+                raise ValueError(f"a chunk has 1 to {MAX_CHUNK} bytes, not {size}")
+            total += size
+            ids.append(chunk_id(chunk))
+        pending = self._writer.pending
+        damaged = self._dedup.damaged
+        ask = {
+            name: chunk
+            for name, chunk in zip(ids, chunks, strict=True)
+            if name not in pending or name in damaged
+        }
+        new = 0
+        if ask:
+            known = self._dedup.known(ask)
+            records: list[Record] = []
+            again: list[Record] = []
+            for name, chunk in ask.items():
+                if name in known:
+                    continue
+                codec, payload = self._encoder.encode(chunk)
+                record = chunk_record(name, len(chunk), codec, payload)
+                (again if name in damaged else records).append(record)
+            if records:
+                new += self._writer.append(records)
+            if again:
+                new += self._writer.append(again, again=True)
+                self._dedup.repaired([record.header.id for record in again])
+        with self._counts_lock:
+            self._put_chunks += len(ids)
+            self._put_bytes += total
+            self._new_chunks += new
+            self._dedup_hits += len(ids) - new
+        return ids
+
+    def sync(self) -> None:
+        """Make everything put() so far durable; free when nothing is unsynced.
+
+        Raises StorageFull or StorageFailed, and keeps failing until all is durable.
+        """
+        self._writer.sync()
+
+    def ingest(self, stream: BinaryIO, workers: int = 2) -> list[tuple[ChunkId, int]]:
+        """Cut and store a stream; return its chunks' ids and lengths in order. Not yet durable."""
+        return ingest(stream, self._chunker, self.put, workers=workers)
+
+    # ---- reading ----
+
+    def cached(self, chunk_id: ChunkId) -> bytes | None:
+        """Return a chunk from the cache of decoded chunks, None when it is not there."""
+        return self._cache.get(chunk_id)
+
+    def fetch(self, ids: Sequence[ChunkId]) -> dict[ChunkId, bytes]:
+        """Return the bytes of chunks, verified. Blocks on the disk.
+
+        Raises ChunkMissing, ChunkDamaged (both name the first such chunk), StorageFailed.
+        """
+        result: dict[ChunkId, bytes] = {}
+        wanted: list[ChunkId] = []
+        for name in dict.fromkeys(ids):
+            data = self._cache.get(name)
+            if data is None:
+                wanted.append(name)
+            else:
+                result[name] = data
+        tried: dict[ChunkId, Location] = {}
+        while wanted:
+            places = self.locate(wanted)
+            for name in wanted:
+                # The same place twice: its pack is gone, and nothing says where the chunk went.
+                if name not in places or tried.get(name) == places[name]:
+                    raise ChunkMissing(name)
+            outcome = self._reader.read(places.items())
+            for name, data in outcome.chunks.items():
+                self._cache.add(name, data)
+                result[name] = data
+            if outcome.damaged:
+                self._dedup.report_damaged(outcome.damaged)
+                name, pack = next(iter(outcome.damaged.items()))
+                raise ChunkDamaged(name, pack_name(pack))
+            wanted = outcome.gone
+            tried = places
+        return result
+
+    def fetch_nowait(self, chunk_id: ChunkId) -> bytes | None:
+        """Return a chunk without waiting for the disk, or None; verified like fetch()."""
+        data = self._cache.get(chunk_id)
+        if data is not None:
+            return data
+        place = self.locate([chunk_id]).get(chunk_id)
+        if place is None:
+            return None
+        data = self._reader.read_nowait(chunk_id, place)
+        if data is not None:
+            self._cache.add(chunk_id, data)
+        return data
+
+    def locate(self, ids: Iterable[ChunkId]) -> dict[ChunkId, Location]:
+        """Return where the records of chunks lie; unknown ones are left out."""
+        found = {}
+        rest = []
+        pending = self._writer.pending
+        for name in ids:
+            place = pending.get(name)
+            if place is None:
+                rest.append(name)
+            else:
+                found[name] = place
+        if rest:
+            # Looked up second: a record leaves `pending` only after the index has it.
+            found.update(self._index.lookup(rest))
+        return found
+
+    def contains(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
+        """Return those of `ids` that the store has a record of."""
+        return set(self.locate(ids))
+
+    def damaged(self) -> dict[ChunkId, str]:
+        """Return the chunks found damaged in this run and the names of their packs."""
+        return {name: pack_name(pack) for name, pack in self._dedup.damaged.copy().items()}
+
+    # ---- roots ----
+
+    def append_root(self, payload: bytes) -> None:
+        """Append a root record; it becomes durable with the next sync().
+
+        Everything put before is made durable first, so that a root never outlives what it names.
+        """
+        if len(payload) > MAX_CHUNK - ROOT_SEQ_BYTES:
+            raise ValueError(f"a root record has at most {MAX_CHUNK - ROOT_SEQ_BYTES} bytes")
+        self.sync()
+        with self._root_lock:
+            seq = self._root_seq + 1
+            self._writer.append([root_record(seq.to_bytes(ROOT_SEQ_BYTES, "little") + payload)])
+            self._root_seq = seq
+
+    def roots(self) -> list[RootRecord]:
+        """Return the newest root records (ROOTS_KEPT at most), newest last.
+
+        Raises ChunkDamaged when one of them cannot be read back whole.
+        """
+        return [
+            RootRecord(row.seq, self._read_root(row)) for row in self._root_rows()[-ROOTS_KEPT:]
+        ]
+
+    def _root_rows(self) -> list[RootRow]:
+        rows = dict(self._writer.pending_roots)
+        rows.update((row.seq, row) for row in self._index.roots() if row.seq not in rows)
+        return [rows[seq] for seq in sorted(rows)]
+
+    def _read_root(self, row: RootRow) -> bytes:
+        pack, offset, length = row.location
+        with self._files.using(pack) as file:
+            data = memoryview(file.pread(RECORD_BYTES + length, offset))
+        header = decode_record_header(data[:RECORD_BYTES], offset, self._files.salt(pack))
+        raw = None if header is None else open_payload(header, data[RECORD_BYTES:])
+        if raw is None or int.from_bytes(raw[:ROOT_SEQ_BYTES], "little") != row.seq:
+            raise ChunkDamaged(header.id if header else bytes(32), pack_name(pack))
+        return raw[ROOT_SEQ_BYTES:]
+
+    # ---- state ----
+
+    def stats(self) -> StoreStats:
+        """Return counters; costs no I/O."""
+        packs = self._index.packs
+        with self._counts_lock:
+            return StoreStats(
+                chunks=self._index.rows + len(self._writer.pending),
+                packs=len(packs),
+                pack_bytes=sum(row.bytes for row in packs.values()),
+                pending_chunks=len(self._writer.pending),
+                index_runs=self._index.run_count,
+                put_chunks=self._put_chunks,
+                put_bytes=self._put_bytes,
+                new_chunks=self._new_chunks,
+                new_raw_bytes=self._writer.appended_raw_bytes,
+                new_stored_bytes=self._writer.appended_stored_bytes,
+                dedup_hits=self._dedup_hits,
+                cache_hits=self._cache.hits,
+                cache_misses=self._cache.misses,
+                cache_bytes=self._cache.bytes,
+                damaged_chunks=len(self._dedup.damaged),
+            )
+
+    def free_bytes(self) -> int:
+        """Return the bytes that may still be written to the store's disk."""
+        return self.disk.free_bytes(self.folder)
+
+    def total_bytes(self) -> int:
+        """Return the size of the store's disk in bytes."""
+        return self.disk.total_bytes(self.folder)
+
+    def close(self) -> None:
+        """Make everything durable, tell the index, release the folder. Idempotent.
+
+        Raises StorageFull or StorageFailed when that failed; the store is closed all the same.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._writer.close()
+        finally:
+            self._index.close()
+            if self._merger is not None:
+                self._merger.join()
+            self._files.close()
+            self._lock_file.close()
+
+    def _merge_runs(self) -> None:
+        """Merge the index's runs, in the background where there is more than one connection."""
+        if not self._index.wants_merge:
+            return
+        if self._index.single:
+            self._index.merge()
+        elif self._merger is None or not self._merger.is_alive():
+            self._merger = threading.Thread(
+                target=self._merge_quietly, name="index-merge", daemon=True
+            )
+            self._merger.start()
+
+    def _merge_quietly(self) -> None:
+        try:
+            self._index.merge()
+        except StorageFailed as error:
+            # Merging saves lookups; the index is whole without it. The next batch tries again.
+            self._writer.index_error = error
