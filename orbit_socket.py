@@ -15,8 +15,9 @@ SOCKET_PATH_BYTES_MAX = 107  # sun_path has 108 bytes on Linux, the last one is 
 def default_socket(env: Mapping[str, str] = os.environ, uid: int | None = None) -> Path:
     """Return the socket's path when no `--socket` is given.
 
-    `$ORBIT_SOCKET`; else `/run/orbit/ghostd.sock` for root; else `$XDG_RUNTIME_DIR/orbit/ghostd.sock`;
-    else, without a login session, `~/.cache/orbit/ghostd.sock` (a name in /tmp could be squatted).
+    `$ORBIT_SOCKET`; else `/run/orbit/ghostd.sock` for root; else
+    `$XDG_RUNTIME_DIR/orbit/ghostd.sock`; else, without a login session,
+    `~/.cache/orbit/ghostd.sock` (a name in /tmp could be squatted).
     """
     if chosen := env.get("ORBIT_SOCKET"):
         return Path(chosen)
