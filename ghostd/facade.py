@@ -6,7 +6,8 @@ and answer from memory at once; the other calls may block and are made from work
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -101,11 +102,20 @@ class CheckReport:
     checks: tuple[CheckItem, ...]
     damaged_files: tuple[str, ...]  # paths from the root of the mount, by `printable_path`
     seconds: float
-    ok: bool = field(init=False)
+    ok: bool  # every check passed and no file is damaged
 
-    def __post_init__(self) -> None:
-        whole = not self.damaged_files and all(item.ok for item in self.checks)
-        object.__setattr__(self, "ok", whole)
+    @classmethod
+    def of(
+        cls,
+        checks: Sequence[CheckItem],
+        damaged_files: Sequence[str],
+        *,
+        data: bool,
+        seconds: float,
+    ) -> CheckReport:
+        """Return the report whose verdict follows from what was found."""
+        ok = not damaged_files and all(item.ok for item in checks)
+        return cls(data, tuple(checks), tuple(damaged_files), seconds, ok)
 
 
 @dataclass(frozen=True, slots=True)

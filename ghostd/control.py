@@ -1,0 +1,230 @@
+"""The daemon as the control API sees it: `facade.Control` over the running parts.
+
+Status and counters are read from memory by whichever thread asks; what takes long enters the filesystem's loop, which
+hands it to worker threads.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from blockstore.errors import OrbitError
+from ghostd.facade import (
+    CheckReport,
+    CollectReport,
+    CommitStatus,
+    DaemonState,
+    FlushReport,
+    OperationStats,
+    Stats,
+    Status,
+)
+from ghostd.fuse import RequestCounters
+from ghostd.keeper import Keeper
+from ghostd.mountpoint import sync_kernel
+from ghostd.reader import Reader
+
+T = TypeVar("T")
+
+_LAG_WARNING_S = 5.0
+_COMMIT_WARNING_S = 30.0
+
+
+class Pulse:
+    """Ticked by the filesystem's loop, read by others: how long it has not answered."""
+
+    def __init__(self) -> None:
+        self.started = self._last = time.monotonic()
+
+    def tick(self) -> None:
+        """The loop is alive."""
+        self._last = time.monotonic()
+
+    def lag_s(self) -> float:
+        """Seconds since the last tick."""
+        return time.monotonic() - self._last
+
+
+class DaemonControl:
+    """Implements `facade.Control`."""
+
+    def __init__(
+        self,
+        *,
+        mount: Path,
+        folder: Path,
+        keeper: Keeper,
+        reader: Reader,
+        requests: RequestCounters,
+        pulse: Pulse,
+        waste_max: float,
+        stop: Callable[[], None],
+    ) -> None:
+        self.state = DaemonState.STARTING
+        self._mount = mount
+        self._folder = folder
+        self._keeper = keeper
+        self._reader = reader
+        self._requests = requests
+        self._pulse = pulse
+        self._waste_max = waste_max
+        self._stop = stop
+        self._token = trio.lowlevel.current_trio_token()
+        self._free_bytes = 0
+
+    def note_free_space(self) -> None:
+        """Look at the disk; from the filesystem's loop, so that `status` never waits for it."""
+        self._free_bytes = self._keeper.store.free_bytes()
+
+    # --- from memory, any thread ----------------------------------------------------------------
+
+    def status(self) -> Status:
+        """See facade.Control."""
+        tree, writeback = self._keeper.tree, self._keeper.writeback
+        commits = writeback.stats
+        store = self._keeper.store.stats()
+        running = commits.running_since
+        commit = CommitStatus(
+            count=commits.commits,
+            last_age_s=time.time() - commits.last_at if commits.last_at else None,
+            last_duration_s=commits.last_s if commits.commits else None,
+            last_error=commits.last_error or None,
+            in_flight_s=time.monotonic() - running if running else None,
+        )
+        lag = self._pulse.lag_s()
+        return Status(
+            state=self.state,
+            mount=str(self._mount),
+            state_folder=str(self._folder),
+            version=version("orbit-ghostfs"),
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._pulse.started,
+            loop_lag_s=lag,
+            dirty_bytes=tree.unstored,
+            dirty_ops=tree.dirty_ops,
+            commit=commit,
+            free_bytes=self._free_bytes,
+            files=tree.inode_count,
+            stored_bytes=store.pack_bytes,
+            damaged_chunks=store.damaged_chunks,
+            damaged_files=len(self._reader.damaged_inodes),
+            warnings=tuple(self._warnings(lag, commit)),
+        )
+
+    def _warnings(self, lag: float, commit: CommitStatus) -> list[str]:
+        warnings = []
+        if lag > _LAG_WARNING_S:
+            warnings.append(f"the filesystem has not answered for {lag:.0f} s; look at its disk")
+        if commit.in_flight_s is not None and commit.in_flight_s > _COMMIT_WARNING_S:
+            warnings.append(
+                f"a commit has been running for {commit.in_flight_s:.0f} s; look at the disk of "
+                f"{self._folder}"
+            )
+        if commit.last_error:
+            warnings.append(f"the last commit failed: {commit.last_error}")
+        warnings += [
+            f"inode {ino} is damaged: {why}"
+            for ino, why in list(self._reader.damaged_inodes.items())[:5]
+        ]
+        return warnings
+
+    def stats(self) -> Stats:
+        """See facade.Control."""
+        tree, writeback = self._keeper.tree, self._keeper.writeback
+        store = self._keeper.store.stats()
+        commits, reads = writeback.stats, self._reader.stats
+        return Stats(
+            operations={
+                name: OperationStats(int(count), int(errors), seconds)
+                for name, (count, errors, seconds) in sorted(self._requests.counts.items())
+            },
+            counters={
+                "commits": commits.commits,
+                "commit_failures": commits.failures,
+                "commit_rows": commits.rows,
+                "commit_seconds": commits.seconds,
+                "ingested_bytes": commits.ingested_bytes,
+                "reads_from_memory": reads.from_memory,
+                "reads_from_page_cache": reads.from_page_cache,
+                "reads_from_disk": reads.from_disk,
+                "read_ahead_chunks": reads.ahead_chunks,
+                "chunks_put": store.put_chunks,
+                "chunks_put_bytes": store.put_bytes,
+                "chunks_new": store.new_chunks,
+                "chunks_new_raw_bytes": store.new_raw_bytes,
+                "chunks_new_stored_bytes": store.new_stored_bytes,
+                "dedup_hits": store.dedup_hits,
+                "chunk_cache_hits": store.cache_hits,
+                "chunk_cache_misses": store.cache_misses,
+            },
+            gauges={
+                "dirty_bytes": tree.unstored,
+                "dirty_ops": tree.dirty_ops,
+                "inodes": tree.inode_count,
+                "inodes_in_memory": len(tree.cache),
+                "inodes_held_by_kernel": len(tree.lookups),
+                "chunks": store.chunks,
+                "packs": store.packs,
+                "pack_bytes": store.pack_bytes,
+                "index_runs": store.index_runs,
+                "chunk_cache_bytes": store.cache_bytes,
+                "damaged_chunks": store.damaged_chunks,
+                "resident_bytes": _resident_bytes(),
+            },
+        )
+
+    # --- blocking, from the API's worker threads --------------------------------------------------
+
+    def flush(self, timeout_s: float) -> FlushReport:
+        """See facade.Control."""
+        began = time.monotonic()
+        self._in_loop(self._flush, timeout_s)
+        return FlushReport(time.monotonic() - began)
+
+    async def _flush(self) -> None:
+        # What the kernel still holds comes in first; not in the loop's thread, which has to take it.
+        await trio.to_thread.run_sync(sync_kernel, self._mount, abandon_on_cancel=True)
+        await self._keeper.writeback.commit()
+
+    def check(self, *, data: bool) -> CheckReport:
+        """See facade.Control."""
+        return self._in_loop(lambda: self._keeper.check(data=data))
+
+    def collect(self, *, dry_run: bool, waste_max: float | None) -> CollectReport:
+        """See facade.Control."""
+        limit = self._waste_max if waste_max is None else waste_max
+        return self._in_loop(lambda: self._keeper.collect(limit, dry_run=dry_run))
+
+    def stop(self) -> None:
+        """See facade.Control."""
+        self._token.run_sync_soon(self._stop)
+
+    def _in_loop(self, call: Callable[[], Awaitable[T]], timeout_s: float = float("inf")) -> T:
+        async def bounded() -> T:
+            with trio.fail_after(timeout_s):
+                return await call()
+
+        try:
+            return trio.from_thread.run(bounded, trio_token=self._token)
+        except trio.TooSlowError:
+            raise TimeoutError(
+                f"not done within {timeout_s:g} s; it goes on in the daemon"
+            ) from None
+        except trio.RunFinishedError:
+            raise DaemonGone("the daemon is stopping") from None
+
+
+class DaemonGone(OrbitError):
+    """The filesystem's loop has ended."""
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,187 @@
+"""Long work on the whole state: copies of the namespace, collection, checks. One at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import apsw
+import trio
+
+from blockstore import collect
+from blockstore.check import CheckResult
+from blockstore.disk import Disk, DiskFile
+from blockstore.errors import OrbitError
+from blockstore.ids import ChunkId
+from blockstore.store import BlockStore
+from ghostd import fsck
+from ghostd.copies import take_copy
+from ghostd.facade import CheckItem, CheckReport, CollectReport, printable_path
+from ghostd.namespace import FILE_NAME, Namespace, chunk_roots, translated
+from ghostd.threads import Threads
+from ghostd.tree import Tree
+from ghostd.writeback import Writeback
+
+_COPIES_KEPT = 3  # as many root records as the store keeps
+
+
+class CopyNotPossible(OrbitError):
+    """The database file could not be brought to one consistent state."""
+
+
+class Keeper:
+    """Keeps the state folder in order. Owned by the filesystem's loop."""
+
+    def __init__(
+        self,
+        folder: Path,
+        disk: Disk,
+        store: BlockStore,
+        namespace: Namespace,
+        tree: Tree,
+        writeback: Writeback,
+        threads: Threads,
+    ) -> None:
+        self.store = store
+        self.tree = tree
+        self.writeback = writeback
+        self._namespace = namespace
+        self._threads = threads
+        self._lock = trio.Lock()
+        # Kept open until the end: closing any descriptor of the file would drop SQLite's locks on it.
+        self._database: DiskFile = disk.open(folder / FILE_NAME)
+        self.copied_epoch = 0
+
+    def close(self) -> None:
+        """After the namespace has been closed."""
+        self._database.close()
+
+    # --- copies --------------------------------------------------------------------------------
+
+    async def copy_namespace(self) -> None:
+        """Put a copy of the namespace, as of the last commit, into the packs."""
+        async with self._lock:
+            snapshot = await self._copy(keep=_COPIES_KEPT)
+            self._namespace.end_snapshot(snapshot)
+
+    async def _copy(self, *, keep: int) -> apsw.Connection:
+        """A copy, and a snapshot of the very state that is in it. Commits go on meanwhile, checkpoints wait."""
+        writeback, threads = self.writeback, self._threads
+        async with writeback.paused():
+            if not await threads.run("commit", self._namespace.checkpoint):
+                raise CopyNotPossible(
+                    "the namespace was not copied: something still reads an older state of it; "
+                    "the next round tries again"
+                )
+            writeback.checkpoints_held = True
+            epoch = self.tree.committed_epoch
+            snapshot = self._namespace.snapshot()
+        try:
+            taken = time.time_ns()
+            _, needed = await threads.run(
+                "maintenance", take_copy, self.store, self._database, taken
+            )
+            async with writeback.paused():
+                await threads.run("commit", self._namespace.record_copy, taken, needed, keep)
+        except BaseException:
+            self._namespace.end_snapshot(snapshot)
+            raise
+        finally:
+            writeback.checkpoints_held = False
+        self.copied_epoch = epoch
+        return snapshot
+
+    # --- collection ----------------------------------------------------------------------------
+
+    async def collect(self, waste_max: float, *, dry_run: bool) -> CollectReport:
+        """Free the chunks that neither the tree nor its newest copy needs.
+
+        Live is what one snapshot names, and whatever was stored or bound since before it (`begin_touch`). The
+        snapshot is the state that a fresh copy holds, so that `--recover` finds every chunk; older copies are given up.
+        """
+        began = time.monotonic()
+        async with self._lock:
+            self.store.begin_touch()
+            try:
+                await self.writeback.commit()
+                if dry_run:
+                    snapshot = self._namespace.snapshot()
+                else:
+                    snapshot = await self._copy(keep=1)
+                try:
+                    report = await self._threads.run(
+                        "maintenance", self._collect, snapshot, waste_max, dry_run
+                    )
+                finally:
+                    self._namespace.end_snapshot(snapshot)
+            finally:
+                self.store.end_touch()
+        return CollectReport(
+            dry_run=dry_run,
+            packs=report.packs,
+            packs_removed=report.packs_removed,
+            packs_rewritten=report.packs_rewritten,
+            chunks_removed=report.chunks_removed,
+            bytes_freed=report.bytes_freed,
+            bytes_rewritten=report.bytes_copied,
+            seconds=time.monotonic() - began,
+        )
+
+    def _collect(
+        self, snapshot: apsw.Connection, waste_max: float, dry_run: bool
+    ) -> collect.CollectReport:
+        try:
+            return self.store.collect(
+                _as_ids(chunk_roots(snapshot)), dry_run=dry_run, waste_max=waste_max
+            )
+        except apsw.Error as error:
+            raise translated(error, self._namespace.path) from error
+
+    # --- checks --------------------------------------------------------------------------------
+
+    async def check(self, *, data: bool) -> CheckReport:
+        """Every named check, over the state as of now; `data` reads every chunk back."""
+        began = time.monotonic()
+        async with self._lock:
+            await self.writeback.commit()
+            snapshot = self._namespace.snapshot()
+            try:
+                checks, damaged = await self._threads.run(
+                    "maintenance", self._check, snapshot, data
+                )
+            finally:
+                self._namespace.end_snapshot(snapshot)
+        return CheckReport(
+            data=data,
+            checks=tuple(checks),
+            damaged_files=tuple(printable_path(path) for path in damaged),
+            seconds=time.monotonic() - began,
+        )
+
+    def _check(self, snapshot: apsw.Connection, data: bool) -> tuple[list[CheckItem], list[bytes]]:
+        try:
+            findings = fsck.check_tree(snapshot) + fsck.check_content(snapshot, self.store)
+            stored: list[CheckResult] = self.store.check(data=data)
+            lost = set(self.store.damaged())
+            for result in stored:
+                lost.update(ChunkId(chunk) for chunk in result.damaged)
+            missing = any(f.problems for f in findings if f.name == fsck.CHUNKS_STORED)
+            damaged: list[bytes] = []
+            if lost or missing:
+                damaged = fsck.damaged_files(
+                    snapshot,
+                    lambda ids: (
+                        bool(lost.intersection(ids)) or len(self.store.contains(ids)) < len(ids)
+                    ),
+                )
+        except apsw.Error as error:
+            raise translated(error, self._namespace.path) from error
+        items = [CheckItem(r.name, r.promise, r.ok, tuple(r.problems)) for r in stored]
+        items += [CheckItem(f.name, f.promise, not f.problems, f.problems) for f in findings]
+        return items, damaged
+
+
+def _as_ids(groups: Iterator[list[bytes]]) -> Iterator[Sequence[ChunkId]]:
+    for group in groups:
+        yield [ChunkId(chunk_id) for chunk_id in group]

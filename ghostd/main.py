@@ -1,0 +1,336 @@
+"""ghostd: mounts a GhostFS and serves it until it is stopped. The composition root."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import sys
+from contextlib import ExitStack, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import pyfuse3
+import structlog
+import trio
+
+from blockstore.disk import OsDisk
+from blockstore.errors import OrbitError
+from blockstore.store import BlockStore, StoreOptions
+from ghostd import copies
+from ghostd.api import ApiServer
+from ghostd.config import Config, load_config, show_config
+from ghostd.control import DaemonControl, Pulse
+from ghostd.facade import DaemonState
+from ghostd.filesystem import Filesystem
+from ghostd.fuse import Operations, supplementary_groups
+from ghostd.keeper import Keeper
+from ghostd.logs import configure_logging
+from ghostd.mountpoint import mounted_at, prepare, sync_kernel, tune, unmount
+from ghostd.namespace import Namespace
+from ghostd.notify import Notifier
+from ghostd.reader import Reader, ReadOptions
+from ghostd.threads import WorkerThreads
+from ghostd.tree import Tree
+from ghostd.writeback import Writeback, WritebackOptions
+from orbit_socket import default_socket
+
+log = structlog.get_logger("ghostd")
+
+_TICK_S = 0.25
+_STATUS_S = 10.0
+
+
+class StateMissing(OrbitError):
+    """The state folder has packs but no namespace."""
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="ghostd", description="Mount a durable, deduplicating filesystem."
+    )
+    parser.add_argument("--mount", type=Path, metavar="DIR", help="an empty directory")
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="where everything is kept; made on first use"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML; default: $ORBIT_CONFIG, else none"
+    )
+    parser.add_argument(
+        "--socket", type=Path, metavar="PATH", help="control socket; default: $ORBIT_SOCKET or /run"
+    )
+    parser.add_argument(
+        "--recover",
+        action="store_true",
+        help="bring a lost namespace.db back from its last copy in the packs, then exit",
+    )
+    parser.add_argument(
+        "--show-config", action="store_true", help="print the configuration in force, then exit"
+    )
+    parser.add_argument("--version", action="version", version=f"ghostd {version('orbit-ghostfs')}")
+    found = parser.parse_args(argv)
+    if not found.show_config:
+        if found.state is None:
+            parser.error("--state DIR is needed: the folder that keeps everything")
+        if found.mount is None and not found.recover:
+            parser.error("--mount DIR is needed: an empty directory to mount on")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the daemon; 0 after a clean stop, 1 after an error that is told on stderr."""
+    arguments = _arguments(argv)
+    try:
+        config = load_config(arguments.config)
+        if arguments.show_config:
+            sys.stdout.write(show_config(config))
+            return 0
+        configure_logging(config.telemetry.level, config.telemetry.format)
+        if arguments.recover:
+            return _recover(arguments.state, config)
+        _settle_interpreter()
+        daemon = Daemon(
+            arguments.mount, arguments.state, arguments.socket or default_socket(), config
+        )
+        trio.run(daemon.run)
+    except OrbitError as error:
+        sys.stderr.write(f"ghostd: {error}\n")
+        return 1
+    return 0
+
+
+def _settle_interpreter() -> None:
+    # Worker threads hold the GIL for up to this long while a request waits; 5 ms is the default.
+    sys.setswitchinterval(0.0005)
+    # Full collections over a large heap stop the world for tens of milliseconds and free nothing: reference
+    # counts do the work here.
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+    os.umask(0o077)
+
+
+def _recover(state: Path, config: Config) -> int:
+    disk = OsDisk()
+    store = _open_store(state, config, disk)
+    try:
+        copy = copies.recover(state, store, disk)
+    finally:
+        store.close()
+    sys.stdout.write(
+        f"{state}: the namespace is back as of {copy.taken_ns // 10**9} s since 1970 "
+        f"({copy.bytes:,} bytes); what was there is kept beside it as namespace.db*.damaged-*. "
+        "Start ghostd and run orbit-ctl check.\n"
+    )
+    return 0
+
+
+def _open_store(state: Path, config: Config, disk: OsDisk) -> BlockStore:
+    options = StoreOptions(
+        compression=config.store.compression,  # type: ignore[arg-type]  # checked by the config
+        level=config.store.level,
+        pack_bytes_max=config.store.pack_bytes_max,
+        cache_bytes_max=config.store.cache_bytes_max,
+    )
+    return BlockStore.open(state, options, disk)
+
+
+class Daemon:
+    """One run of ghostd."""
+
+    def __init__(self, mount: Path, state: Path, socket: Path, config: Config) -> None:
+        self._mount = mount
+        self._state = state
+        self._socket = socket
+        self._config = config
+        self._disk = OsDisk()
+        self._threads = WorkerThreads()
+        self._notifier = Notifier()
+        self._pulse = Pulse()
+        self._stop_wanted = trio.Event()
+
+    async def run(self) -> None:
+        """Mount, serve, and come back when unmounted or told to stop."""
+        with ExitStack() as stack:
+            self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._mount = prepare(self._mount, self._state)
+            self._open(stack)
+            pyfuse3.init(self._operations, str(self._mount), self._mount_options())
+            try:
+                await self._serve()
+            finally:
+                await self._unmount()
+            await self._finish()
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def _open(self, stack: ExitStack) -> None:
+        config = self._config
+        store = self._store = _open_store(self._state, config, self._disk)
+        stack.callback(store.close)
+        if not Namespace.exists(self._state, self._disk) and store.stats().packs:
+            raise StateMissing(
+                f"{self._state} has packs but no namespace.db: it was removed or never finished. "
+                f"Bring the tree back with: ghostd --recover --state {self._state}"
+            )
+        namespace = Namespace.open(self._state, self._disk)
+        keeper: list[Keeper] = []
+        stack.callback(lambda: [each.close() for each in keeper])
+        stack.callback(namespace.close)
+        tree = self._tree = Tree(
+            namespace,
+            generation=namespace.begin_generation(),
+            inodes_max=config.memory.inodes_max,
+            segments_max=config.memory.segments_max,
+        )
+        for ino in namespace.orphans():
+            tree.reap(tree.inode(ino))
+        writeback = self._writeback = Writeback(
+            tree,
+            store,
+            namespace,
+            self._threads,
+            WritebackOptions(
+                commit_interval_s=config.write.commit_interval_s,
+                dirty_bytes_max=config.write.dirty_bytes_max,
+                dirty_ops_max=config.write.dirty_ops_max,
+                reserve_bytes=config.write.reserve_bytes,
+            ),
+        )
+        self._reader = Reader(
+            store,
+            tree.content,
+            self._threads,
+            ReadOptions(config.read.read_ahead_bytes, config.read.deadline_s),
+        )
+        filesystem = Filesystem(tree, writeback, self._reader, groups_of=supplementary_groups)
+        self._operations = Operations(filesystem, timeout_s=config.mount.attr_timeout_s)
+        self._keeper = Keeper(
+            self._state, self._disk, store, namespace, tree, writeback, self._threads
+        )
+        keeper.append(self._keeper)
+        self._control = DaemonControl(
+            mount=self._mount,
+            folder=self._state,
+            keeper=self._keeper,
+            reader=self._reader,
+            requests=self._operations.counters,
+            pulse=self._pulse,
+            waste_max=config.store.collect_waste_max,
+            stop=self._stop_wanted.set,
+        )
+        self._api = ApiServer(self._control, self._socket)
+        self._api.start()
+        stack.callback(self._api.stop)
+
+    def _mount_options(self) -> set[str]:
+        options = {"default_permissions", "fsname=orbit", "subtype=orbit"}
+        if self._config.mount.allow_other:
+            options.add("allow_other")
+        return options
+
+    # --- serving -------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._writeback.run)
+            await nursery.start(self._reader.run)
+            nursery.start_soon(self._tick)
+            nursery.start_soon(self._copy_regularly)
+            nursery.start_soon(self._get_ready)
+            async with trio.open_nursery() as serving:
+                serving.start_soon(self._watch_signals, serving.cancel_scope)
+                serving.start_soon(self._stop_when_wanted)
+                await pyfuse3.main(max_tasks=self._config.mount.requests_max)
+                serving.cancel_scope.cancel()
+            self._notifier.stopping()
+            self._control.state = DaemonState.STOPPING
+            nursery.cancel_scope.cancel()
+
+    async def _get_ready(self) -> None:
+        # The mount answers its first request only after the kernel and we have agreed on a protocol.
+        await trio.to_thread.run_sync(os.stat, self._mount, abandon_on_cancel=True)
+        mount = self._config.mount
+        await trio.to_thread.run_sync(
+            lambda: tune(
+                self._mount,
+                read_ahead_kib=mount.read_ahead_kib,
+                max_background=mount.max_background,
+            )
+        )
+        self._control.state = DaemonState.READY
+        self._notifier.ready(f"mounted on {self._mount}")
+        log.info("mounted", mount=str(self._mount), state=str(self._state))
+
+    async def _tick(self) -> None:
+        watchdog = self._notifier.watchdog_interval_s
+        last_alive = last_status = trio.current_time()
+        while True:
+            self._pulse.tick()
+            now = trio.current_time()
+            if watchdog is not None and now - last_alive >= watchdog:
+                last_alive = now
+                self._notifier.alive()
+            if now - last_status >= _STATUS_S:
+                last_status = now
+                self._notifier.status(
+                    f"mounted on {self._mount}; {self._tree.inode_count:,} inodes, "
+                    f"{self._tree.unstored >> 20} MiB dirty"
+                )
+            with suppress(OrbitError):
+                self._control.note_free_space()
+            await trio.sleep(_TICK_S)
+
+    async def _copy_regularly(self) -> None:
+        while True:
+            await trio.sleep(self._config.write.copy_interval_s)
+            if self._tree.committed_epoch > self._keeper.copied_epoch:
+                await self._copy()
+
+    async def _copy(self) -> None:
+        try:
+            await self._keeper.copy_namespace()
+        except OrbitError as error:
+            log.warning("the namespace was not copied into the packs", error=str(error))
+
+    # --- stopping ------------------------------------------------------------------------------
+
+    async def _watch_signals(self, scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                if self._stop_wanted.is_set():
+                    log.warning("told to stop again: not waiting for open files")
+                    pyfuse3.terminate()
+                    scope.cancel()
+                    return
+                self._stop_wanted.set()
+
+    async def _stop_when_wanted(self) -> None:
+        """Take in what the kernel holds, then unmount: that ends the FUSE loop."""
+        await self._stop_wanted.wait()
+        log.info("stopping")
+        self._control.state = DaemonState.STOPPING
+        self._notifier.stopping()
+        try:
+            await trio.to_thread.run_sync(sync_kernel, self._mount, abandon_on_cancel=True)
+        except OSError as error:
+            log.warning("the kernel could not hand over its dirty pages", error=str(error))
+        if await trio.to_thread.run_sync(lambda: unmount(self._mount, lazy=False)):
+            return
+        log.warning("the mount is in use; it is detached, and open files see errors")
+        await trio.to_thread.run_sync(lambda: unmount(self._mount, lazy=True))
+        pyfuse3.terminate()
+
+    async def _unmount(self) -> None:
+        pyfuse3.close(unmount=mounted_at(self._mount) is not None)
+
+    async def _finish(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._writeback.commit_once()
+            if self._tree.committed_epoch > self._keeper.copied_epoch:
+                await self._copy()
+        log.info("stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

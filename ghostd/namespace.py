@@ -1,0 +1,418 @@
+"""`namespace.db`: loads what the filesystem asks for, and applies one epoch in one transaction.
+
+Two connections: `Namespace` reads on the trio thread through a read-only one; `apply` runs in the commit thread on
+the only one that writes. On a disk whose SQLite VFS has no shared memory (the simulated one) both are the same.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import cast
+
+import apsw
+
+from blockstore.disk import Disk
+from blockstore.errors import FormatTooNew, OrbitError, StorageFailed, StorageFull
+from ghostd.filemap import chunk_ids
+from ghostd.inodes import INODE_COLUMNS, ROOT_INO, InodeRow
+
+FORMAT = 1
+FILE_NAME = "namespace.db"
+COOKIE_FIRST = 16  # lower ones are "." and ".."
+
+ListedRow = tuple[int, bytes, InodeRow]
+
+
+class NamespaceMissing(OrbitError):
+    """The state folder has packs but no namespace.db."""
+
+
+class NamespaceDamaged(OrbitError):
+    """SQLite cannot read namespace.db."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The counters of the namespace, as of the last commit."""
+
+    uuid: str
+    generation: int  # mounts so far
+    epoch: int
+    next_ino: int
+    next_cookie: int
+    inodes: int
+
+
+@dataclass(slots=True)
+class EpochChanges:
+    """What one epoch changed, ready for the database."""
+
+    epoch: int
+    next_ino: int
+    next_cookie: int
+    inode_count: int
+    inodes: list[InodeRow] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+    names: list[tuple[int, bytes, int, int]] = field(default_factory=list)
+    cuts: list[tuple[int, int]] = field(default_factory=list)  # inode, first segment that goes
+    segments: list[tuple[int, int, int, bytes]] = field(default_factory=list)
+    xattrs: list[tuple[int, bytes, bytes | None]] = field(default_factory=list)
+
+
+def translated(error: apsw.Error, path: Path) -> OrbitError:
+    """A SQLite error as one of ours."""
+    if isinstance(error, apsw.FullError):
+        return StorageFull(f"{path}: no space left on the disk; free some, nothing stored is lost")
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        return NamespaceDamaged(
+            f"{path} is damaged ({error}); stop the daemon and run ghostd --recover to bring the "
+            "tree back from its last copy in the packs"
+        )
+    return StorageFailed(f"{path}: SQLite says {error!r}; look at the disk and the kernel log")
+
+
+def connect(path: Path, disk: Disk, *, cache_kib: int, read_only: bool = False) -> apsw.Connection:
+    """A connection with the pragmas that all of ours need."""
+    flags = (
+        apsw.SQLITE_OPEN_READONLY
+        if read_only
+        else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    )
+    connection = apsw.Connection(str(path), flags=flags, vfs=disk.sqlite_vfs)
+    connection.set_busy_timeout(10_000)
+    if disk.sqlite_vfs is not None:
+        connection.pragma("locking_mode", "EXCLUSIVE")  # WAL without shared memory
+    if not read_only:
+        connection.pragma("journal_mode", "WAL")
+        connection.pragma("synchronous", "FULL")
+        connection.pragma("wal_autocheckpoint", 0)
+        connection.pragma("journal_size_limit", 64 << 20)
+    connection.pragma("cache_size", -cache_kib)
+    return connection
+
+
+class Namespace:
+    """The durable tree. Reading methods belong to one thread, `apply` and `checkpoint` to another."""
+
+    def __init__(
+        self, path: Path, disk: Disk, writer: apsw.Connection, reader: apsw.Connection
+    ) -> None:
+        self.path = path
+        self._writer = writer
+        self._reader = reader
+        self._shared = writer is reader
+        self._disk = disk
+        self._find = "SELECT cookie, ino FROM dirents WHERE parent = ? AND name = ?"
+        self._load = f"SELECT {INODE_COLUMNS} FROM inodes WHERE ino = ?"
+        columns = ", ".join(f"i.{c.strip()}" for c in INODE_COLUMNS.split(","))
+        self._list = (
+            f"SELECT d.cookie, d.name, {columns} FROM dirents d JOIN inodes i ON i.ino = d.ino "
+            "WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?"
+        )
+
+    # --- opening -------------------------------------------------------------------------------
+
+    @classmethod
+    def exists(cls, folder: Path, disk: Disk) -> bool:
+        """Whether the state folder has a namespace."""
+        return disk.exists(folder / FILE_NAME)
+
+    @classmethod
+    def open(cls, folder: Path, disk: Disk, *, cache_kib: int = 16_384) -> Namespace:
+        """Open the namespace, or make an empty one with a root directory.
+
+        Raises FormatTooNew, NamespaceDamaged, StorageFull, StorageFailed.
+        """
+        path = folder / FILE_NAME
+        try:
+            writer = connect(path, disk, cache_kib=cache_kib)
+            if not writer.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone():
+                _create(writer)
+                disk.fsync_dir(folder)
+            found = writer.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+            if found is None:
+                raise NamespaceDamaged(f"{path} is not a namespace; run ghostd --recover")
+            if int(found[0]) > FORMAT:
+                raise FormatTooNew(str(path), int(found[0]), FORMAT)
+            if disk.sqlite_vfs is not None:
+                reader = writer
+            else:
+                reader = connect(path, disk, cache_kib=cache_kib, read_only=True)
+        except apsw.Error as error:
+            raise translated(error, path) from error
+        return cls(path, disk, writer, reader)
+
+    def close(self) -> None:
+        """Checkpoint and close."""
+        try:
+            self._writer.pragma("wal_checkpoint", "TRUNCATE")
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+        finally:
+            if not self._shared:
+                self._reader.close()
+            self._writer.close()
+
+    def meta(self) -> Meta:
+        """The counters as of the last commit."""
+        values = dict(self._reader.execute("SELECT key, value FROM meta"))
+        return Meta(
+            uuid=values["uuid"],
+            generation=values["generation"],
+            epoch=values["epoch"],
+            next_ino=values["next_ino"],
+            next_cookie=values["next_cookie"],
+            inodes=values["inodes"],
+        )
+
+    def begin_generation(self) -> int:
+        """Count one more mount, durably: inode numbers lost in a crash come back under a new generation."""
+        try:
+            self._writer.execute(
+                "UPDATE meta SET value = value + 1 WHERE key = 'generation'"
+            ).fetchall()
+            return self.meta().generation
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+
+    # --- reading (trio thread) ---------------------------------------------------------------------
+
+    def find(self, parent: int, name: bytes) -> tuple[int, int] | None:
+        """(cookie, inode number) of a name."""
+        try:
+            return cast(
+                "tuple[int, int] | None",
+                self._reader.execute(self._find, (parent, name)).fetchone(),
+            )
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+
+    def load_inode(self, ino: int) -> InodeRow | None:
+        """The row of an inode."""
+        try:
+            return cast("InodeRow | None", self._reader.execute(self._load, (ino,)).fetchone())
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+
+    def list(self, parent: int, after: int, limit: int) -> list[tuple[object, ...]]:
+        """Rows (cookie, name, *INODE_COLUMNS) of the entries whose cookies follow `after`, ascending."""
+        try:
+            return self._reader.execute(self._list, (parent, after, limit)).fetchall()
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+
+    def load_segment(self, ino: int, number: int) -> bytes | None:
+        """One encoded segment."""
+        try:
+            row = self._reader.execute(
+                "SELECT extents FROM segments WHERE ino = ? AND segment = ?", (ino, number)
+            ).fetchone()
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+        return None if row is None else row[0]
+
+    def segment_sizes(self, ino: int, first: int) -> Sequence[tuple[int, int]]:
+        """(segment, bytes that are not holes) from segment `first` on."""
+        try:
+            return self._reader.execute(
+                "SELECT segment, bytes FROM segments WHERE ino = ? AND segment >= ?", (ino, first)
+            ).fetchall()
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+
+    def load_xattrs(self, ino: int) -> dict[bytes, bytes]:
+        """All extended attributes of an inode."""
+        try:
+            return dict(
+                self._reader.execute("SELECT name, value FROM xattrs WHERE ino = ?", (ino,))
+            )
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+
+    def orphans(self) -> list[int]:
+        """Inodes that were open and without a name when the daemon ended."""
+        return [ino for (ino,) in self._reader.execute("SELECT ino FROM inodes WHERE nlink = 0")]
+
+    # --- writing (commit thread) -------------------------------------------------------------------
+
+    def apply(self, changes: EpochChanges) -> None:
+        """One epoch, in one durable transaction. On an error nothing of it is kept."""
+        writer = self._writer
+        try:
+            writer.execute("BEGIN IMMEDIATE").fetchall()
+            try:
+                self._apply(changes)
+                writer.execute("COMMIT").fetchall()
+            except BaseException:
+                if writer.in_transaction:
+                    writer.execute("ROLLBACK").fetchall()
+                raise
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+
+    def _apply(self, changes: EpochChanges) -> None:
+        many = self._writer.executemany
+        if changes.dead:
+            dead = [(ino,) for ino in changes.dead]
+            for table in ("inodes", "segments", "xattrs"):
+                _drain(many(f"DELETE FROM {table} WHERE ino = ?", dead))
+        if changes.cuts:
+            _drain(many("DELETE FROM segments WHERE ino = ? AND segment >= ?", changes.cuts))
+        if changes.segments:
+            _drain(many("REPLACE INTO segments VALUES(?, ?, ?, ?)", changes.segments))
+            _drain(
+                many(
+                    "DELETE FROM segments WHERE ino = ? AND segment = ?",
+                    [(ino, n) for ino, n, length, _ in changes.segments if not length],
+                )
+            )
+        if changes.inodes:
+            places = ",".join("?" * len(changes.inodes[0]))
+            _drain(many(f"REPLACE INTO inodes VALUES({places})", changes.inodes))
+        if changes.names:
+            _drain(
+                many(
+                    "DELETE FROM dirents WHERE parent = ? AND name = ?",
+                    [(parent, name) for parent, name, _, ino in changes.names if not ino],
+                )
+            )
+            _drain(
+                many(
+                    "REPLACE INTO dirents(parent, name, cookie, ino) VALUES(?, ?, ?, ?)",
+                    [change for change in changes.names if change[3]],
+                )
+            )
+        if changes.xattrs:
+            _drain(
+                many(
+                    "DELETE FROM xattrs WHERE ino = ? AND name = ?",
+                    [(ino, name) for ino, name, value in changes.xattrs if value is None],
+                )
+            )
+            _drain(
+                many(
+                    "REPLACE INTO xattrs VALUES(?, ?, ?)",
+                    [change for change in changes.xattrs if change[2] is not None],
+                )
+            )
+        _drain(
+            many(
+                "UPDATE meta SET value = ? WHERE key = ?",
+                [
+                    (changes.epoch, "epoch"),
+                    (changes.next_ino, "next_ino"),
+                    (changes.next_cookie, "next_cookie"),
+                    (changes.inode_count, "inodes"),
+                ],
+            )
+        )
+
+    def checkpoint(self) -> bool:
+        """Move the log into the database file; whether all of it went."""
+        try:
+            _, in_log, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+        return bool(in_log == moved)
+
+    def record_copy(self, taken_ns: int, recipe: bytes, *, keep: int) -> None:
+        """Remember a copy of the namespace that lies in the packs, with the `keep` newest ones."""
+        try:
+            self._writer.execute("BEGIN IMMEDIATE").fetchall()
+            self._writer.execute("REPLACE INTO copies VALUES(?, ?)", (taken_ns, recipe)).fetchall()
+            self._writer.execute(
+                "DELETE FROM copies WHERE taken_ns NOT IN "
+                "(SELECT taken_ns FROM copies ORDER BY taken_ns DESC LIMIT ?)",
+                (keep,),
+            ).fetchall()
+            self._writer.execute("COMMIT").fetchall()
+        except apsw.Error as error:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK").fetchall()
+            raise translated(error, self.path) from error
+
+    # --- whole scans (maintenance thread, a connection of their own) ---------------------------------
+
+    def snapshot(self) -> apsw.Connection:
+        """A connection that goes on seeing the tree as it is now; give it back to `end_snapshot`.
+
+        On the simulated disk it is the only connection: nothing may be committed meanwhile.
+        """
+        if self._shared:
+            return self._writer
+        try:
+            connection = connect(self.path, self._disk, cache_kib=4_096, read_only=True)
+            connection.execute("BEGIN").fetchall()
+            connection.execute("SELECT value FROM meta").fetchall()  # the snapshot is taken here
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+        return connection
+
+    def end_snapshot(self, connection: apsw.Connection) -> None:
+        """The counterpart of `snapshot`."""
+        if not self._shared:
+            connection.close()
+
+
+def chunk_roots(connection: apsw.Connection, batch: int = 1_000) -> Iterator[list[bytes]]:
+    """Batches of the chunk ids that recipes and the kept copies name; ids come up repeatedly."""
+    found: list[bytes] = []
+    for (blob,) in connection.execute("SELECT extents FROM segments"):
+        found += chunk_ids(blob)
+        if len(found) >= batch:
+            yield found
+            found = []
+    for (recipe,) in connection.execute("SELECT recipe FROM copies"):
+        found += [recipe[at : at + 32] for at in range(0, len(recipe), 32)]
+    yield found
+
+
+def _drain(cursor: apsw.Cursor) -> None:
+    for _ in cursor:
+        pass
+
+
+def _create(connection: apsw.Connection) -> None:
+    schema = resources.files("ghostd").joinpath("schema.sql").read_text()
+    now = time.time_ns()
+    root = (
+        int(ROOT_INO),
+        0,
+        0o40755,
+        0,
+        0,
+        2,
+        0,
+        0,
+        0,
+        now,
+        now,
+        now,
+        now,
+        int(ROOT_INO),
+        0,
+        0,
+        None,
+    )
+    connection.execute("BEGIN IMMEDIATE").fetchall()
+    connection.execute(schema).fetchall()
+    connection.executemany(
+        "INSERT INTO meta VALUES(?, ?)",
+        [
+            ("format", FORMAT),
+            ("uuid", str(uuid.uuid4())),
+            ("generation", 0),
+            ("epoch", 0),
+            ("next_ino", int(ROOT_INO) + 1),
+            ("next_cookie", COOKIE_FIRST),
+            ("inodes", 1),
+        ],
+    ).fetchall()
+    places = ",".join("?" * len(root))
+    connection.execute(f"INSERT INTO inodes VALUES({places})", root).fetchall()
+    connection.execute("COMMIT").fetchall()
