@@ -71,7 +71,7 @@ class StreamChunker:
         Work is done only while the result is iterated.
         """
         view = memoryview(data)
-        while len(view):
+        while view:
             room = self._batch_bytes - len(self._buffer)
             self._buffer += view[:room]
             view = view[room:]

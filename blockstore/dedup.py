@@ -3,15 +3,19 @@
 New data binds only to a record whose header this run has seen intact, never to an index row alone:
 a power cut or a bad sector may have taken the record since the row was written. What was seen is
 remembered, bounded. While a collection runs (`begin_touch`) every chunk that new data binds to is
-noted, so that it counts as live; once packs are condemned, nothing binds to them any more.
+noted, so that it counts as live; once packs are condemned, nothing binds to them any more. A put()
+that began before `begin_touch` may have bound to anything: all it returns is noted when it ends,
+and `condemn` waits for it.
 
 Locks: `_lock` makes "bind or not" and "condemn" one step each; it is never held during I/O.
+`_quiet` is a condition on it: "no put() of an earlier generation is under way".
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from blockstore.errors import CollectionAbandoned, StorageFailed
 from blockstore.ids import ChunkId, Location, PackId
@@ -35,7 +39,27 @@ class Dedup:
         self._condemned: frozenset[PackId] = frozenset()
         self._touched: set[ChunkId] | None = None
         self._overflowed = False
+        self._generation = 0  # counts begin_touch
+        self._under_way: dict[int, int] = {}  # generation → put() calls
+        self._quiet = threading.Condition(self._lock)
         self.damaged: dict[ChunkId, PackId] = {}  # found damaged in this run
+
+    @contextlib.contextmanager
+    def putting(self, ids: Sequence[ChunkId]) -> Iterator[None]:
+        """Surround one put() from before it looks anything up until it has its result."""
+        with self._lock:
+            generation = self._generation
+            self._under_way[generation] = self._under_way.get(generation, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                if generation < self._generation:
+                    self._touch(ids)
+                self._under_way[generation] -= 1
+                if not self._under_way[generation]:
+                    del self._under_way[generation]
+                    self._quiet.notify_all()
 
     def known(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
         """Return those of `ids` that an intact record in a lasting pack holds."""
@@ -57,11 +81,11 @@ class Dedup:
         if not places:
             return set()
         with self._lock:
-            condemned, damaged = self._condemned, self.damaged
+            condemned, damaged, packs = self._condemned, self.damaged, self._index.packs
             bound = {
                 name: pack
                 for name, pack in places.items()
-                if pack not in condemned and name not in damaged
+                if pack in packs and pack not in condemned and name not in damaged
             }
             self._remember(bound)
             self._touch(bound)
@@ -120,9 +144,20 @@ class Dedup:
 
     # ---- collection ----
 
+    def touch(self, ids: Iterable[ChunkId]) -> None:
+        """Count ids as live in the collection under way, if there is one."""
+        with self._lock:
+            self._touch(ids)
+
+    @property
+    def touching(self) -> bool:
+        """Whether begin_touch was called and end_touch was not."""
+        return self._touched is not None
+
     def begin_touch(self) -> None:
         """Start to note what new data binds to."""
         with self._lock:
+            self._generation += 1
             self._touched = set()
             self._overflowed = False
 
@@ -131,7 +166,9 @@ class Dedup:
 
         Raises CollectionAbandoned when that was too much to note.
         """
-        with self._lock:
+        with self._quiet:
+            generation = self._generation
+            self._quiet.wait_for(lambda: all(g >= generation for g in self._under_way))
             if self._touched is None or self._overflowed:
                 raise CollectionAbandoned(
                     f"more than {self._touch_max} known chunks were stored again while the "

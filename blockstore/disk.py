@@ -206,12 +206,12 @@ class OsDisk:
     def listdir(self, path: Path) -> list[str]:
         """See Disk."""
         with translated("listing", str(path)):
-            return os.listdir(path)
+            return os.listdir(path)  # noqa: PTH208 (names, not paths)
 
     def mkdir(self, path: Path) -> None:
         """See Disk."""
         with translated("making", str(path)):
-            os.makedirs(path, mode=0o700, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def exists(self, path: Path) -> bool:
         """See Disk."""
@@ -220,12 +220,12 @@ class OsDisk:
     def rename(self, source: Path, target: Path) -> None:
         """See Disk."""
         with translated("renaming", str(source)):
-            os.rename(source, target)
+            source.rename(target)
 
     def unlink(self, path: Path) -> None:
         """See Disk."""
         with translated("removing", str(path)):
-            os.unlink(path)
+            path.unlink()
 
     def fsync_dir(self, path: Path) -> None:
         """See Disk."""

@@ -1,8 +1,11 @@
+# ruff: noqa: S608
 """The chunk index: chunk id to pack, offset and length, in `chunks.db`.
 
 The index is a cache of the packs. It is told of records only after their bytes are durable.
 Keys are the first 20 bytes of the id: whoever reads a record compares the whole id, so that a
 collision (2^80 work) could hide a chunk, never return a wrong one.
+
+Tables are named by numbers of our own, so composing SQL with them injects nothing (S608).
 
 Locks: `_write` guards the writing connection. `_view` (runs, packs) is an immutable value replaced
 under `_write` and read without it; a reader that meets a run merged away in between looks again.
@@ -16,8 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -28,6 +32,7 @@ from blockstore.runs import Filter, Run, plan_merge, probe
 SCHEMA_VERSION = 1
 KEY_BYTES = 20
 PAGE_BYTES = 4096
+SCRATCH_FILE = "collect.tmp"
 _MERGE_STEP_ROWS = 65_536  # rows per transaction of a merge: about 50 ms
 
 
@@ -59,6 +64,19 @@ class RootRow(NamedTuple):
 class _View:
     runs: tuple[Run, ...]  # newest first
     packs: dict[PackId, PackRow]  # treated as immutable
+
+
+class IndexedRow(NamedTuple):
+    """One row of a run, its pack left out."""
+
+    key: bytes  # first KEY_BYTES of the id
+    offset: int
+    length: int
+
+
+def _rows(found: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """Give SQLite's rows back their types: the schema, not apsw, knows them."""
+    return iter(found)
 
 
 class IndexDamaged(Exception):
@@ -96,6 +114,7 @@ class Index:
         self._closed = False
         with _translated(path):
             self._writer = self._connect()
+            self._scratch = self._writer
             if not self.single:
                 self._writer.pragma("journal_mode", "wal")
             self._writer.pragma("synchronous", 1)
@@ -155,15 +174,19 @@ class Index:
         return index
 
     def _load(self, store_uuid: bytes) -> None:
-        meta = dict(self._writer.execute("SELECT key, value FROM meta").fetchall())
+        meta: dict[Any, Any] = dict(
+            _rows(self._writer.execute("SELECT key, value FROM meta").fetchall())
+        )
         if meta.get("schema") != SCHEMA_VERSION:
             raise IndexDamaged(f"schema {meta.get('schema')} instead of {SCHEMA_VERSION}")
         if meta.get("store_uuid") != store_uuid:
             raise IndexDamaged("it belongs to another store")
         runs = tuple(
             Run(number, newest, rows, Filter.load(blob))
-            for number, newest, rows, blob in self._writer.execute(
-                "SELECT number, newest, rows, filter FROM runs ORDER BY newest DESC"
+            for number, newest, rows, blob in _rows(
+                self._writer.execute(
+                    "SELECT number, newest, rows, filter FROM runs ORDER BY newest DESC"
+                )
             )
         )
         known = {run.table for run in runs}
@@ -180,8 +203,8 @@ class Index:
             raise IndexDamaged(f"tables are missing: {', '.join(sorted(known))}")
         packs = {
             PackId(number): PackRow(PackId(number), size, records, PackState(state))
-            for number, size, records, state in self._writer.execute(
-                "SELECT number, bytes, records, state FROM packs"
+            for number, size, records, state in _rows(
+                self._writer.execute("SELECT number, bytes, records, state FROM packs")
             )
         }
         self._view = _View(runs, packs)
@@ -227,7 +250,11 @@ class Index:
     ) -> dict[ChunkId, Location]:
         found = {}
         runs = [
-            (run.filter.words, run.filter.count, f"SELECT pack, offset, length FROM {run.table} WHERE id = ?")
+            (
+                run.filter.words,
+                run.filter.count,
+                f"SELECT pack, offset, length FROM {run.table} WHERE id = ?",
+            )
             for run in view.runs
         ]
         packs = view.packs
@@ -247,11 +274,78 @@ class Index:
         with self._reading() as connection:
             return [
                 RootRow(seq, Location(pack, offset, length))
-                for seq, pack, offset, length in connection.execute(
-                    "SELECT seq, pack, offset, length FROM roots ORDER BY seq"
-                ).fetchall()
+                for seq, pack, offset, length in _rows(
+                    connection.execute("SELECT seq, pack, offset, length FROM roots ORDER BY seq")
+                )
                 if pack in self._view.packs
             ]
+
+    def integrity(self) -> list[str]:
+        """Return what SQLite's own check finds wrong."""
+        with self._reading() as connection:
+            found = [str(row[0]) for row in _rows(connection.execute("PRAGMA integrity_check"))]
+        return [] if found == ["ok"] else found
+
+    def rows_by_pack(self) -> Iterator[tuple[PackId, list[IndexedRow]]]:
+        """Yield all rows, run by run and in each run pack by pack; nothing may merge meanwhile."""
+        for table in self.run_tables():
+            with self._reading() as connection:
+                ordered = _rows(
+                    connection.execute(
+                        f"SELECT pack, id, offset, length FROM {table} ORDER BY pack"
+                    )
+                )
+                for pack, group in groupby(ordered, key=lambda row: row[0]):
+                    yield PackId(pack), [IndexedRow(*row[1:]) for row in group]
+
+    def run_tables(self) -> list[str]:
+        """Return the tables of all runs, newest first."""
+        return [run.table for run in self._view.runs]
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Let no merge run meanwhile."""
+        with self._merging:
+            yield
+
+    # ---- scratch space ----
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[None]:
+        """Provide an empty database `scratch` beside the index (`main`) until the end."""
+        path = self.path.with_name(SCRATCH_FILE)
+        connection = self._writer
+        with _translated(path):
+            if not self.single:
+                path.unlink(missing_ok=True)
+                connection = self._connect()
+            connection.execute("ATTACH ? AS scratch", (":memory:" if self.single else str(path),))
+            # It is worthless after a crash.
+            connection.execute("PRAGMA scratch.journal_mode = off")
+            connection.execute("PRAGMA scratch.synchronous = off")
+            self._scratch = connection
+        try:
+            yield
+        finally:
+            with _translated(path):
+                if self.single:
+                    with self._write:
+                        connection.execute("DETACH scratch")
+                else:
+                    with self._connections_lock:
+                        self._connections.remove(connection)
+                    connection.close()
+                    path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def scratch_connection(self) -> Iterator[apsw.Connection]:
+        """Lend the connection that sees `main` and `scratch`; one thread at a time."""
+        with _translated(self.path):
+            if self.single:
+                with self._write:
+                    yield self._scratch
+            else:
+                yield self._scratch
 
     # ---- writing ----
 
@@ -315,15 +409,13 @@ class Index:
             self._view = replace(self._view, packs=kept)
 
     def _new_run(self) -> int:
-        number: int = self._writer.execute(
-            "SELECT value FROM meta WHERE key = 'next_run'"
-        ).fetchall()[0][0]
+        ((number,),) = _rows(self._writer.execute("SELECT value FROM meta WHERE key = 'next_run'"))
         self._writer.execute("UPDATE meta SET value = ? WHERE key = 'next_run'", (number + 1,))
         self._writer.execute(
             f"CREATE TABLE run_{number} (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,"
             " offset INTEGER NOT NULL, length INTEGER NOT NULL) WITHOUT ROWID"
         )
-        return number
+        return int(number)
 
     def _register(self, run: Run) -> None:
         self._writer.execute(
@@ -375,9 +467,13 @@ class Index:
             with self._write, _translated(self.path):
                 with self._writer:
                     self._writer.execute(copy, {"low": low, "high": high})
-                copied = self._writer.execute(
-                    f"SELECT id FROM run_{number} WHERE id >= ? AND id < ?", (low, high)
-                ).fetchall()
+                copied = list(
+                    _rows(
+                        self._writer.execute(
+                            f"SELECT id FROM run_{number} WHERE id >= ? AND id < ?", (low, high)
+                        )
+                    )
+                )
             filter_.add(key for (key,) in copied)
             rows += len(copied)
         merged = Run(number, parts[0].newest, rows, filter_)

@@ -22,11 +22,11 @@ from blockstore.index import Index, IndexDamaged, PackRow, PackState, RootRow
 from blockstore.packfile import (
     FORMAT_VERSION,
     HEADER_BYTES,
+    RECORD_BYTES,
     Entry,
     FormatError,
     Kind,
     PackHeader,
-    RECORD_BYTES,
     ReadAt,
     decode_pack_header,
     encode_pack_header,
@@ -182,44 +182,133 @@ class Recovered:
     root_seq: int  # highest sequence number of a root
 
 
-def recover(
-    disk: Disk, folder: Path, identity: Identity, index: Index, report: OpenReport, *,
-    pack_bytes_max: int,
-) -> Recovered:  # fmt: skip
-    """Bring index and packs together; finish removals that a crash interrupted."""
-    packs = folder / PACKS_FOLDER
-    names = disk.listdir(packs)
-    present = {number for name in names if (number := pack_number(name)) is not None}
-    condemned = [n for n, row in index.packs.items() if row.state is PackState.CONDEMNED]
-    if condemned:
-        for number in condemned:
-            with contextlib.suppress(FileNotFoundError):
-                disk.unlink(packs / pack_name(number))
-        disk.fsync_dir(packs)
-        index.forget(condemned)
-        present -= set(condemned)
-    known = index.packs
-    highest = max([0, *present, *known, *condemned])
-    report.packs_missing = tuple(sorted(set(known) - present))
-    unsure = sorted(
-        n for n in present if n not in known or known[n].state is not PackState.SEALED
-    )
-    batch = _Batch(index)
-    adopted: WritePack | None = None
-    for number in unsure:
-        if adopted is not None:
-            _seal(adopted, batch)
-        adopted = _recover_pack(disk, packs, identity, number, known.get(number), batch, report)
-        report.packs_read += 1
-    if unsure:
-        disk.fsync_dir(packs)
-    if adopted is not None and adopted.end >= pack_bytes_max:
-        _seal(adopted, batch)
-        adopted = None
-    batch.write()
-    index.merge()
-    seqs = [root.seq for root in index.roots()]
-    return Recovered(PackId(highest + 1), adopted, max(seqs, default=0))
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Brings index and packs together; finishes removals that a crash interrupted."""
+
+    disk: Disk
+    folder: Path  # of the packs
+    identity: Identity
+    index: Index
+    report: OpenReport
+    pack_bytes_max: int
+
+    def run(self) -> Recovered:
+        """Do it. Costs what the last run left open, however large the store is."""
+        names = self.disk.listdir(self.folder)
+        present = {number for name in names if (number := pack_number(name)) is not None}
+        condemned = self._finish_removals()
+        highest = max([0, *present, *self.index.packs, *condemned])
+        present.difference_update(condemned)
+        known = self.index.packs
+        self.report.packs_missing = tuple(sorted(set(known) - present))
+        unsure = sorted(
+            n for n in present if n not in known or known[n].state is not PackState.SEALED
+        )
+        if unsure:
+            # Before the index names them: their directory entries may not be durable yet.
+            self.disk.fsync_dir(self.folder)
+        batch = _Batch(self.index)
+        adopted: WritePack | None = None
+        for number in unsure:
+            if adopted is not None:
+                self._seal(adopted, batch)
+            adopted = self._recover_pack(number, batch)
+            batch.write_when_large()
+            self.report.packs_read += 1
+        if adopted is not None and adopted.end >= self.pack_bytes_max:
+            self._seal(adopted, batch)
+            adopted = None
+        batch.write()
+        if self.report.rebuilt:
+            self.index.merge()
+        seqs = [root.seq for root in self.index.roots()]
+        return Recovered(PackId(highest + 1), adopted, max(seqs, default=0))
+
+    def _finish_removals(self) -> list[PackId]:
+        condemned = [n for n, row in self.index.packs.items() if row.state is PackState.CONDEMNED]
+        if condemned:
+            for number in condemned:
+                with contextlib.suppress(FileNotFoundError):
+                    self.disk.unlink(self.folder / pack_name(number))
+            self.disk.fsync_dir(self.folder)
+            self.index.forget(condemned)
+        return condemned
+
+    def _recover_pack(self, number: PackId, batch: _Batch) -> WritePack | None:
+        """Read one pack into the batch; return it for writing when it is not sealed."""
+        path = self.folder / pack_name(number)
+        salt = pack_salt(self.identity.uuid, number)
+        file = self.disk.open(path, writable=True)
+        keep = False
+        try:
+            size = file.size()
+            header_whole = self._own_header(file.pread(HEADER_BYTES, 0), path)
+            table = read_seal(file.pread, size, salt)
+            if table is not None:
+                file.fdatasync()  # after a killed process it may be in the page cache only
+                self._take(number, table, file.pread, batch)
+                batch.packs.append(PackRow(number, size, len(table), PackState.SEALED))
+                return None
+            row = self.index.packs.get(number)
+            indexed = row.bytes if row is not None else HEADER_BYTES
+            entries = [
+                item.entry
+                for item in scan(file.pread, size, salt, verify_from=indexed)
+                if item.intact
+            ]
+            # Bytes that the index vouches for are never cut, whatever they look like now.
+            end = max([indexed, *(entry.end for entry in entries)])
+            if not header_whole:
+                file.pwritev([encode_pack_header(self.identity.header(number))], 0)
+            if size > end:
+                file.truncate(end)
+                self.report.bytes_cut += size - end
+            file.fdatasync()
+            self._take(number, entries, file.pread, batch)
+            batch.packs.append(PackRow(number, end, len(entries), PackState.OPEN))
+            pack = WritePack(number, file, salt)
+            pack.entries = entries
+            pack.end = pack.synced_end = end
+            pack.synced_entries = len(entries)
+            pack.listed = True
+            keep = True
+            return pack
+        finally:
+            if not keep:
+                file.close()
+
+    def _own_header(self, raw: bytes, path: Path) -> bool:
+        """Tell whether the header is whole; raises StoreInvalid when it is another store's."""
+        try:
+            header = decode_pack_header(raw, str(path))
+        except FormatError:
+            return False  # torn or damaged: the records vouch for themselves
+        if header.store_uuid != self.identity.uuid:
+            raise StoreInvalid(f"{path} belongs to another store: move it away")
+        return True
+
+    def _take(self, number: PackId, entries: Iterable[Entry], read: ReadAt, batch: _Batch) -> None:
+        row = self.index.packs.get(number)
+        indexed = row.bytes if row is not None else HEADER_BYTES
+        for entry in entries:
+            location = Location(number, entry.offset, entry.stored_length)
+            if entry.kind == Kind.CHUNK and entry.offset >= indexed:
+                batch.rows[entry.id] = location
+                self.report.records_found += 1
+            elif entry.kind == Kind.ROOT:
+                raw = read(ROOT_SEQ_BYTES, entry.offset + RECORD_BYTES)
+                batch.roots.append(RootRow(int.from_bytes(raw, "little"), location))
+
+    @staticmethod
+    def _seal(pack: WritePack, batch: _Batch) -> None:
+        """Seal a pack that will not be continued; all its records are durable."""
+        seal = encode_seal(pack.entries, pack.end, pack.salt)
+        pack.file.pwritev([seal], pack.end)
+        pack.file.fdatasync()
+        pack.file.close()
+        size = pack.end + len(seal)
+        batch.packs.append(PackRow(pack.number, size, len(pack.entries), PackState.SEALED))
 
 
 class _Batch:
@@ -239,81 +328,3 @@ class _Batch:
     def write_when_large(self) -> None:
         if len(self.rows) >= _REBUILD_BATCH_ROWS:
             self.write()
-
-
-def _recover_pack(
-    disk: Disk, folder: Path, identity: Identity, number: PackId, known: PackRow | None,
-    batch: _Batch, report: OpenReport,
-) -> WritePack | None:  # fmt: skip
-    """Read one pack into the batch; return it for writing when it is not sealed."""
-    path = folder / pack_name(number)
-    salt = pack_salt(identity.uuid, number)
-    file = disk.open(path, writable=True)
-    keep = False
-    try:
-        size = file.size()
-        raw_header = file.pread(HEADER_BYTES, 0)
-        header_whole = True
-        try:
-            header = decode_pack_header(raw_header, str(path))
-            if header.store_uuid != identity.uuid:
-                raise StoreInvalid(f"{path} belongs to another store: move it away")
-        except FormatError:
-            header_whole = False  # torn or damaged: its records vouch for themselves
-        from_table = read_seal(file.pread, size, salt)
-        if from_table is not None:
-            _take(batch, number, from_table, file.pread, known, report)
-            batch.packs.append(PackRow(number, size, len(from_table), PackState.SEALED))
-            batch.write_when_large()
-            return None
-        indexed = known.bytes if known is not None else 0
-        found = list(scan(file.pread, size, salt, verify_from=indexed))
-        entries = [item.entry for item in found if item.intact]
-        # Bytes that the index vouches for are never cut, whatever they look like now.
-        end = max([HEADER_BYTES, indexed, *(entry.end for entry in entries)])
-        if not header_whole:
-            file.pwritev([encode_pack_header(identity.header(number))], 0)
-        if size > end:
-            file.truncate(end)
-            report.bytes_cut += size - end
-        # After a killed process the records may be in the page cache only.
-        file.fdatasync()
-        _take(batch, number, entries, file.pread, known, report)
-        batch.packs.append(PackRow(number, end, len(entries), PackState.OPEN))
-        batch.write_when_large()
-        pack = WritePack(number, file, salt)
-        pack.entries = entries
-        pack.end = pack.synced_end = end
-        pack.synced_entries = len(entries)
-        pack.listed = True
-        keep = True
-        return pack
-    finally:
-        if not keep:
-            file.close()
-
-
-def _take(
-    batch: _Batch, number: PackId, entries: Iterable[Entry], read: ReadAt, known: PackRow | None,
-    report: OpenReport,
-) -> None:  # fmt: skip
-    indexed = known.bytes if known is not None else 0
-    for entry in entries:
-        location = Location(number, entry.offset, entry.stored_length)
-        if entry.kind == Kind.CHUNK:
-            if entry.offset >= indexed:
-                batch.rows[entry.id] = location
-                report.records_found += 1
-        elif entry.kind == Kind.ROOT:
-            raw = read(ROOT_SEQ_BYTES, entry.offset + RECORD_BYTES)
-            batch.roots.append(RootRow(int.from_bytes(raw, "little"), location))
-
-
-def _seal(pack: WritePack, batch: _Batch) -> None:
-    """Seal a pack that will not be continued; all its records are durable."""
-    seal = encode_seal(pack.entries, pack.end, pack.salt)
-    pack.file.pwritev([seal], pack.end)
-    pack.file.fdatasync()
-    pack.file.close()
-    size = pack.end + len(seal)
-    batch.packs.append(PackRow(pack.number, size, len(pack.entries), PackState.SEALED))

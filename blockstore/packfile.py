@@ -217,9 +217,7 @@ def read_seal(read: ReadAt, size: int, salt: int) -> list[Entry] | None:
     table = memoryview(data)[RECORD_BYTES:]
     if header is None or header.kind != Kind.TABLE or not payload_intact(header, table):
         return None
-    return [
-        Entry(ChunkId(name), *rest) for name, *rest in _ENTRY.iter_unpack(table)
-    ]
+    return [Entry(ChunkId(name), *rest) for name, *rest in _ENTRY.iter_unpack(table)]
 
 
 @dataclass(frozen=True, slots=True)

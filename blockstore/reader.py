@@ -12,7 +12,13 @@ from typing import NamedTuple
 
 from blockstore.disk import Disk, DiskFile
 from blockstore.ids import ChunkId, Location, PackId, pack_name
-from blockstore.packfile import RECORD_BYTES, RecordHeader, decode_record_header, open_payload, pack_salt
+from blockstore.packfile import (
+    RECORD_BYTES,
+    RecordHeader,
+    decode_record_header,
+    open_payload,
+    pack_salt,
+)
 
 GAP_BYTES_MAX = 64 << 10  # reading this much for nothing costs less than another request
 RUN_BYTES_MAX = 4 << 20

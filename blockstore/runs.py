@@ -32,7 +32,8 @@ class Probe(NamedTuple):
 def probe(key: bytes) -> Probe:
     """Return the probe of an id; ids are hashes already, so their bytes are used as they are."""
     return Probe(
-        int.from_bytes(key[:8], "little"), _BIT[key[8]] | _BIT[key[9]] | _BIT[key[10]] | _BIT[key[11]]
+        int.from_bytes(key[:8], "little"),
+        _BIT[key[8]] | _BIT[key[9]] | _BIT[key[10]] | _BIT[key[11]],
     )
 
 

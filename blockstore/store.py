@@ -1,7 +1,7 @@
 """The block store: the only door into this package.
 
 Concurrency. All public methods may be called from any thread; none calls back into the caller.
-Locks are taken in this order, and no other lock of ours is taken while one of the last four is held:
+Locks are taken in this order; none of ours is taken while one of the last line is held:
 
   collect lock        one collection or check at a time                        (store)
   sync lock           one fdatasync / seal / index batch at a time             (writer)
@@ -22,25 +22,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from blockstore.check import Checker, CheckResult
 from blockstore.chunker import Chunker, ChunkerParams
 from blockstore.codec import CompressionName, Encoder
-from blockstore.disk import Disk, DiskFile, OsDisk
+from blockstore.collect import SMALL_PART, Collection, CollectReport, pack_uses, plan_collection
 from blockstore.dedup import Dedup
+from blockstore.disk import Disk, DiskFile, OsDisk
 from blockstore.errors import ChunkDamaged, ChunkMissing, StorageFailed
 from blockstore.ids import MAX_CHUNK, Buffer, ChunkId, Location, PackId, chunk_id, pack_name
-from blockstore.index import Index, RootRow
+from blockstore.index import RootRow
 from blockstore.ingest import ingest
+from blockstore.marks import Marks
 from blockstore.opening import (
     LOCK_FILE,
     PACKS_FOLDER,
     OpenReport,
+    Recovery,
     load_identity,
     open_index,
-    recover,
 )
 from blockstore.packfile import RECORD_BYTES, decode_record_header, open_payload
 from blockstore.reader import ChunkCache, PackFiles, Reader
@@ -60,7 +63,7 @@ class StoreOptions:
     open_packs_max: int = 128  # descriptors
     pending_chunks_max: int = 32_768  # records in memory before the index is told, some 12 MB
     touch_chunks_max: int = 262_144  # known chunks stored again during one collection
-    chunker: ChunkerParams = ChunkerParams()
+    chunker: ChunkerParams = field(default_factory=ChunkerParams)
 
 
 class RootRecord(NamedTuple):
@@ -104,13 +107,17 @@ class BlockStore:
         self._lock_file = lock
         self._packs_folder = folder / PACKS_FOLDER
         self.opened = OpenReport()
-        identity = load_identity(disk, folder, options.chunker, self.opened)
+        self._identity = identity = load_identity(disk, folder, options.chunker, self.opened)
         self._index = open_index(disk, folder, identity, self.opened)
         try:
-            recovered = recover(
-                disk, folder, identity, self._index, self.opened,
+            recovered = Recovery(
+                disk=disk,
+                folder=self._packs_folder,
+                identity=identity,
+                index=self._index,
+                report=self.opened,
                 pack_bytes_max=options.pack_bytes_max,
-            )  # fmt: skip
+            ).run()
         except BaseException:
             self._index.close()
             raise
@@ -144,6 +151,7 @@ class BlockStore:
         self._collect_lock = threading.Lock()
         self._merger: threading.Thread | None = None
         self._closed = False
+        self._barrier = PackId(0)  # packs below it may be collected
 
     @classmethod
     def open(
@@ -186,6 +194,17 @@ class BlockStore:
                 raise ValueError(f"a chunk has 1 to {MAX_CHUNK} bytes, not {size}")
             total += size
             ids.append(chunk_id(chunk))
+        with self._dedup.putting(ids):
+            new = self._store_new(ids, chunks)
+        with self._counts_lock:
+            self._put_chunks += len(ids)
+            self._put_bytes += total
+            self._new_chunks += new
+            self._dedup_hits += len(ids) - new
+        return ids
+
+    def _store_new(self, ids: Sequence[ChunkId], chunks: Sequence[Buffer]) -> int:
+        """Append those chunks that no record holds; return how many."""
         pending = self._writer.pending
         damaged = self._dedup.damaged
         ask = {
@@ -209,12 +228,7 @@ class BlockStore:
             if again:
                 new += self._writer.append(again, again=True)
                 self._dedup.repaired([record.header.id for record in again])
-        with self._counts_lock:
-            self._put_chunks += len(ids)
-            self._put_bytes += total
-            self._new_chunks += new
-            self._dedup_hits += len(ids) - new
-        return ids
+        return new
 
     def sync(self) -> None:
         """Make everything put() so far durable; free when nothing is unsynced.
@@ -340,6 +354,93 @@ class BlockStore:
         if raw is None or int.from_bytes(raw[:ROOT_SEQ_BYTES], "little") != row.seq:
             raise ChunkDamaged(header.id if header else bytes(32), pack_name(pack))
         return raw[ROOT_SEQ_BYTES:]
+
+    # ---- collection and checks ----
+
+    def begin_touch(self) -> None:
+        """Prepare a collection: from now on ids that put() returns count as live.
+
+        Also those of put() calls that are under way. Ids that were returned earlier must be named
+        by the roots that collect() is given, or by touch().
+        """
+        self._barrier = self._writer.flush(seal=True)
+        self._dedup.begin_touch()
+
+    def touch(self, ids: Iterable[ChunkId]) -> None:
+        """Count ids as live in the collection that begin_touch() prepared."""
+        self._dedup.touch(ids)
+
+    def end_touch(self) -> None:
+        """Undo begin_touch() when no collection follows; collect() does it by itself."""
+        self._dedup.end_touch()
+
+    def collect(
+        self,
+        roots: Iterable[Sequence[ChunkId]] | Callable[[], Iterable[Sequence[ChunkId]]],
+        *,
+        dry_run: bool = False,
+        waste_max: float = 0.25,
+    ) -> CollectReport:
+        """Remove what `roots` do not name, where it is more than `waste_max` of a pack.
+
+        `roots` yields groups of live ids, duplicates welcome; it is run through once, memory stays
+        flat. Of the root records the newest ROOTS_KEPT stay; what they name must be in `roots`.
+        put(), sync() and fetch() go on meanwhile. Calls begin_touch() if the caller has not.
+
+        Raises CollectionAbandoned when too many known chunks were put meanwhile, StorageFull and
+        StorageFailed; nothing live is lost then.
+        """
+        with self._collect_lock:
+            try:
+                if not self._dedup.touching:
+                    self.begin_touch()
+                with Marks.scratch(self._index) as marks:
+                    marks.add(roots() if callable(roots) else roots)
+                    marks.settle()
+                    return self._collect(marks, dry_run=dry_run, waste_max=waste_max)
+            finally:
+                self._dedup.end_touch()
+
+    def _collect(self, marks: Marks, *, dry_run: bool, waste_max: float) -> CollectReport:
+        kept = [row.location for row in self._root_rows()[-ROOTS_KEPT:]]
+        size = self.options.pack_bytes_max
+        plan = plan_collection(
+            pack_uses(self._index, marks, kept, before=self._barrier),
+            waste_max=waste_max,
+            small_bytes=size // SMALL_PART,
+        )
+        report = CollectReport(plan, dry_run, marks.count)
+        if dry_run or not plan.condemned:
+            return report
+        touched = self._dedup.condemn(plan.condemned)
+        Collection(
+            disk=self.disk,
+            folder=self._packs_folder,
+            index=self._index,
+            writer=self._writer,
+            files=self._files,
+            marks=marks,
+            touched=touched,
+            kept_roots=set(kept),
+        ).run(plan, report, batch_bytes=size)
+        return report
+
+    def check(self, *, data: bool = False) -> list[CheckResult]:
+        """Check every promise of the store; with `data` read every record back.
+
+        Chunks found damaged are known as such from now on: damaged() names them, and putting their
+        bytes again repairs them.
+        """
+        with self._collect_lock:
+            self._writer.flush()
+            with self._index.still():
+                results = Checker(
+                    self.disk, self._packs_folder, self._identity, self._index, data
+                ).run()
+        names = [ChunkId(name) for result in results for name in result.damaged]
+        places = self._index.lookup(names)
+        self._dedup.report_damaged({name: place.pack for name, place in places.items()})
+        return results
 
     # ---- state ----
 

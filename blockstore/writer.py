@@ -26,7 +26,6 @@ from blockstore.packfile import (
     HEADER_BYTES,
     PACK_ENTRIES_MAX,
     RECORD_BYTES,
-    SERIES_OWN,
     Entry,
     Kind,
     PackHeader,
@@ -56,9 +55,7 @@ def chunk_record(name: ChunkId, raw_length: int, codec: int, payload: Buffer) ->
     """Return the record of a chunk."""
     # Stored as it is, the payload's hash is the chunk's id: no second hash.
     check = name[:8] if codec == 0 else payload_check(payload)
-    return Record(
-        RecordHeader(Kind.CHUNK, codec, raw_length, len(payload), name, check), payload
-    )
+    return Record(RecordHeader(Kind.CHUNK, codec, raw_length, len(payload), name, check), payload)
 
 
 def root_record(raw: bytes) -> Record:
@@ -315,9 +312,7 @@ class Writer:
         with self._append_lock:
             for entry in pack.entries[pack.synced_entries : count]:
                 if entry.kind == Kind.CHUNK:
-                    self._ready[entry.id] = Location(
-                        pack.number, entry.offset, entry.stored_length
-                    )
+                    self._ready[entry.id] = Location(pack.number, entry.offset, entry.stored_length)
             self._ready_roots += pack.roots[:roots]
             del pack.roots[:roots]
             pack.synced_end = end
@@ -392,7 +387,9 @@ class Writer:
                 pack.file.truncate(pack.synced_end)
             pack.file.close()
             if lost_roots:
-                raise StorageFailed("the disk lost a root record before it was durable: add it again")
+                raise StorageFailed(
+                    "the disk lost a root record before it was durable: add it again"
+                )
 
     @staticmethod
     def _read_back(pack: WritePack, entry: Entry) -> Record | None:
@@ -408,16 +405,20 @@ class Writer:
 
     # ---- telling the index ----
 
-    def flush(self, *, seal: bool = False) -> None:
-        """Sync, then tell the index all there is; with `seal`, end the open pack first."""
+    def flush(self, *, seal: bool = False) -> PackId:
+        """Sync, then tell the index all there is; with `seal`, end the open pack first.
+
+        Returns a number: the index knows all records of packs below it, if `seal` is given.
+        """
         with self._sync_lock:
-            if seal:
-                with self._append_lock:
-                    if self._open is not None and self._open.entries:
-                        self._full.append(self._open)
-                        self._open = None
+            with self._append_lock:
+                if seal and self._open is not None and self._open.entries:
+                    self._full.append(self._open)
+                    self._open = None
+                border = self._next_pack
             self._sync()
             self._tell_index()
+            return border
 
     def _tell_index_leniently(self) -> None:
         # What was asked for is durable; a full disk under the index only delays the batch.
