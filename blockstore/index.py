@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from blockstore.errors import StorageFailed, StorageFull, StoreInvalid
+from blockstore.errors import OrbitError, StorageFailed, StorageFull, StoreInvalid
 from blockstore.ids import ChunkId, Location, PackId
 from blockstore.runs import Filter, Run, plan_merge, probe
 
@@ -98,6 +98,24 @@ def _translated(path: Path) -> Iterator[None]:
         raise StorageFailed(f"reading or writing {path} failed: {error}") from error
 
 
+@contextlib.contextmanager
+def transaction(connection: apsw.Connection) -> Iterator[None]:
+    """Commit at the end, or roll back and let the first error through.
+
+    After an I/O error SQLite may have rolled back by itself; a second error about that (which
+    apsw's own context manager raises) would hide the one that matters.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            with contextlib.suppress(apsw.Error):
+                connection.execute("ROLLBACK")
+        raise
+
+
 class Index:
     """The open index."""
 
@@ -152,12 +170,17 @@ class Index:
         """Make an empty index where no file is."""
         index = cls(path, vfs)
         schema = resources.files("blockstore").joinpath("schema.sql").read_text("utf-8")
-        with _translated(path), index._writer:
-            index._writer.execute(schema)
-            index._writer.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [("schema", SCHEMA_VERSION), ("store_uuid", store_uuid), ("next_run", 1)],
-            )
+        try:
+            with _translated(path), transaction(index._writer):
+                index._writer.execute(schema)
+                index._writer.executemany(
+                    "INSERT INTO meta VALUES (?, ?)",
+                    [("schema", SCHEMA_VERSION), ("store_uuid", store_uuid), ("next_run", 1)],
+                )
+        except BaseException:
+            with contextlib.suppress(OrbitError):
+                index.close()
+            raise
         return index
 
     @classmethod
@@ -169,7 +192,8 @@ class Index:
             index._load(store_uuid)
         except (StoreInvalid, apsw.Error, IndexDamaged, ValueError, TypeError) as error:
             if index is not None:
-                index.close()
+                with contextlib.suppress(OrbitError):
+                    index.close()
             raise IndexDamaged(str(error)) from error
         return index
 
@@ -190,7 +214,7 @@ class Index:
             )
         )
         known = {run.table for run in runs}
-        with self._writer:
+        with transaction(self._writer):
             for (name,) in self._writer.execute(
                 "SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'run\\_%'"
                 " ESCAPE '\\'"
@@ -213,9 +237,12 @@ class Index:
         """Wait for a running merge to stop, checkpoint and close all connections."""
         self._closed = True
         with self._merging, self._write, self._connections_lock:
-            for connection in reversed(self._connections):  # the writer last: it checkpoints
+            connections, self._connections = self._connections, []
+            for connection in connections[1:]:
                 connection.close()
-            self._connections.clear()
+            with _translated(self.path):
+                for connection in connections[:1]:  # the writer last: it checkpoints
+                    connection.close()
 
     # ---- reading ----
 
@@ -363,7 +390,7 @@ class Index:
         filter_.add(rows)
         with self._write, _translated(self.path):
             run = None
-            with self._writer:
+            with transaction(self._writer):
                 if rows:
                     number = self._new_run()
                     run = Run(number, number, len(rows), filter_)
@@ -388,7 +415,7 @@ class Index:
         with self._write, _translated(self.path):
             self._writer.pragma("synchronous", 2)  # FULL: the files are unlinked next
             try:
-                with self._writer:
+                with transaction(self._writer):
                     self._writer.executemany(
                         "UPDATE packs SET state = 2 WHERE number = ?", [(p,) for p in packs]
                     )
@@ -402,7 +429,7 @@ class Index:
 
     def forget(self, packs: Sequence[PackId]) -> None:
         """Drop the rows of packs whose files are gone."""
-        with self._write, _translated(self.path), self._writer:
+        with self._write, _translated(self.path), transaction(self._writer):
             self._writer.executemany("DELETE FROM packs WHERE number = ?", [(p,) for p in packs])
         with self._write:
             kept = {n: row for n, row in self._view.packs.items() if n not in set(packs)}
@@ -446,7 +473,7 @@ class Index:
         borders[0] = b""
         limits = [*borders[1:], b"\xff" * (KEY_BYTES + 1)]
         filter_ = Filter.sized(total)
-        with self._write, _translated(self.path), self._writer:
+        with self._write, _translated(self.path), transaction(self._writer):
             number = self._new_run()
         union = " UNION ALL ".join(
             f"SELECT id, pack, offset, length, {age} AS age FROM {run.table}"
@@ -465,7 +492,7 @@ class Index:
             if self._closed:
                 return False
             with self._write, _translated(self.path):
-                with self._writer:
+                with transaction(self._writer):
                     self._writer.execute(copy, {"low": low, "high": high})
                 copied = list(
                     _rows(
@@ -478,7 +505,7 @@ class Index:
             rows += len(copied)
         merged = Run(number, parts[0].newest, rows, filter_)
         with self._write, _translated(self.path):
-            with self._writer:
+            with transaction(self._writer):
                 self._register(merged)
                 for run in parts:
                     self._writer.execute("DELETE FROM runs WHERE number = ?", (run.number,))

@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 
 from blockstore.ids import ChunkId, PackId
-from blockstore.index import KEY_BYTES, Index
+from blockstore.index import KEY_BYTES, Index, transaction
 from blockstore.packfile import RECORD_BYTES
 
 _BATCH = 10_000
@@ -43,12 +43,12 @@ class Marks:
         keys = ((name[:KEY_BYTES],) for group in groups for name in group)
         while batch := list(islice(keys, _BATCH)):
             # The caller's iterator runs between the transactions, never inside one.
-            with self._index.scratch_connection() as connection, connection:
+            with self._index.scratch_connection() as connection, transaction(connection):
                 connection.executemany("INSERT INTO scratch.raw VALUES (?)", batch)
 
     def settle(self) -> None:
         """Sort what was added; to be called before any question."""
-        with self._index.scratch_connection() as connection, connection:
+        with self._index.scratch_connection() as connection, transaction(connection):
             connection.execute(
                 "INSERT OR IGNORE INTO scratch.marks"
                 " SELECT DISTINCT id FROM scratch.raw ORDER BY id"

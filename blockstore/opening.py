@@ -23,6 +23,7 @@ from blockstore.packfile import (
     FORMAT_VERSION,
     HEADER_BYTES,
     RECORD_BYTES,
+    TORN_MAGIC,
     Entry,
     FormatError,
     Kind,
@@ -54,6 +55,7 @@ class OpenReport:
     rebuild_reason: str = ""
     packs_read: int = 0  # packs that the index did not know whole
     records_found: int = 0  # records in them that the index did not know
+    records_torn: int = 0  # half-written records with whole ones after them
     bytes_cut: int = 0  # torn ends of packs
     packs_missing: tuple[PackId, ...] = ()  # in the index, not on the disk
 
@@ -252,11 +254,8 @@ class Recovery:
                 return None
             row = self.index.packs.get(number)
             indexed = row.bytes if row is not None else HEADER_BYTES
-            entries = [
-                item.entry
-                for item in scan(file.pread, size, salt, verify_from=indexed)
-                if item.intact
-            ]
+            found = list(scan(file.pread, size, salt, verify_from=indexed))
+            entries = [item.entry for item in found if item.intact]
             # Bytes that the index vouches for are never cut, whatever they look like now.
             end = max([indexed, *(entry.end for entry in entries)])
             if not header_whole:
@@ -264,6 +263,12 @@ class Recovery:
             if size > end:
                 file.truncate(end)
                 self.report.bytes_cut += size - end
+            for item in found:
+                if not item.intact and item.entry.end <= end:
+                    # Torn, with whole records after it (they reached the disk in another order).
+                    # Its header must not count as a record's once the index covers this place.
+                    file.pwritev([TORN_MAGIC], item.entry.offset)
+                    self.report.records_torn += 1
             file.fdatasync()
             self._take(number, entries, file.pread, batch)
             batch.packs.append(PackRow(number, end, len(entries), PackState.OPEN))

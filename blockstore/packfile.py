@@ -23,6 +23,7 @@ from blockstore.ids import MAX_CHUNK, Buffer, ChunkId, PackId, chunk_id
 FORMAT_VERSION = 1
 PACK_MAGIC = b"ORBITPK\x00"
 RECORD_MAGIC = b"ORec"
+TORN_MAGIC = b"Torn"  # written over the magic of a record that a crash left incomplete
 TRAILER_MAGIC = b"ORBITEND"
 
 SERIES_OWN = 0  # data that exists nowhere else

@@ -20,6 +20,7 @@ copies and the pack is condemned (durable), then the pack is unlinked.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from blockstore.codec import CompressionName, Encoder
 from blockstore.collect import SMALL_PART, Collection, CollectReport, pack_uses, plan_collection
 from blockstore.dedup import Dedup
 from blockstore.disk import Disk, DiskFile, OsDisk
-from blockstore.errors import ChunkDamaged, ChunkMissing, StorageFailed
+from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFailed
 from blockstore.ids import MAX_CHUNK, Buffer, ChunkId, Location, PackId, chunk_id, pack_name
 from blockstore.index import RootRow
 from blockstore.ingest import ingest
@@ -119,7 +120,8 @@ class BlockStore:
                 pack_bytes_max=options.pack_bytes_max,
             ).run()
         except BaseException:
-            self._index.close()
+            with contextlib.suppress(OrbitError):
+                self._index.close()
             raise
         self._writer = Writer(
             disk,
