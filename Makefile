@@ -42,12 +42,12 @@ $(TESTED): $(STAMP) scripts/system-packages
 	@scripts/system-packages test
 	@touch $@
 
-mount: $(STAMP) ## start the daemon in the background: MNT= STATE=
+mount: $(STAMP) ## start the daemon in the background: MNT= STATE= SOCKET= CONFIG=
 	@$(BIN)/python -m ghostd.launch --mount "$(MNT)" --state "$(STATE)" \
-	    $(if $(SOCKET),--socket "$(SOCKET)") $(if $(CONFIG),--config "$(CONFIG)") --tour
+	    $(if $(SOCKET),--socket "$(SOCKET)") $(if $(CONFIG),--config "$(CONFIG)")
 
 unmount: $(STAMP) ## stop it: flush, commit, unmount
-	@$(BIN)/python -m ghostd.launch --stop --mount "$(MNT)" $(if $(SOCKET),--socket "$(SOCKET)")
+	@scripts/unmount "$(MNT)" $(BIN)/orbit-ctl $(if $(SOCKET),--socket "$(SOCKET)")
 
 test: $(TESTED) ## the tests, on real mounts too; ARGS= goes to pytest
 	@$(BIN)/pytest $(ARGS)

@@ -1,15 +1,13 @@
-"""Starts the daemon in the background and returns when it is mounted, or with its own words why not.
+"""Starts the daemon in the background and returns when it is mounted, or says why it is not.
 
 `make mount` and the mount(8) helper come through here. The daemon is told to notify as if by a
-service manager, so there is one meaning of "ready" and no guessing by waiting. Nothing here imports
-the daemon: a helper that only says "already mounted" is quick.
+service manager, so there is one meaning of "ready" and no guessing by waiting.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import select
 import socket
 import subprocess
@@ -20,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ghostd.mountpoint import mounted_at
 from orbit_socket import default_socket
 
 FSTYPE: Final = "fuse.orbit"
@@ -58,29 +57,16 @@ class Launch:
         return self.state / LOG_NAME
 
 
-def mounted_type(mount: Path, mountinfo: str | None = None) -> str | None:
-    """Return the type of the file system mounted at exactly `mount`, or None when none is.
-
-    Reads the kernel's table and does not touch the mount: a dead or hanging one must not stop us.
-    """
-    if mountinfo is None:
-        mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    found = None
-    for line in mountinfo.splitlines():
-        fields, _, rest = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields.split(" ")[4])
-        if point == str(mount):
-            found = rest.split(" ")[0]  # the last one is on top
-    return found
-
-
-def is_dead(mount: Path) -> bool:
-    """True if the daemon behind the mount is gone (ENOTCONN)."""
+def serves(mount: Path) -> bool:
+    """True if a live GhostFS is mounted at exactly `mount`."""
+    entry = mounted_at(mount)
+    if entry is None or entry.kind != FSTYPE:
+        return False
     try:
-        mount.stat()
-    except OSError as error:
-        return error.errno == 107
-    return False
+        os.lstat(mount)
+    except OSError:
+        return False  # its daemon is gone; the next one clears it
+    return True
 
 
 def start(
@@ -98,26 +84,27 @@ def start(
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
         log.replace(log.with_suffix(".log.old"))
     # A private folder: nobody else can claim that the daemon is ready.
-    with tempfile.TemporaryDirectory(prefix="orbit-") as folder:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
-            notices.bind(f"{folder}/notify")
-            env = {key: value for key, value in os.environ.items() if "WATCHDOG_" not in key}
-            env["NOTIFY_SOCKET"] = f"{folder}/notify"
-            with log.open("ab") as output:
-                begin = output.tell()
-                daemon = subprocess.Popen(
-                    launch.command(),
-                    cwd="/",
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            if _wait(daemon, notices, timeout_s, tell):
-                # It outlives us on purpose; Popen would warn of a child that still runs.
-                daemon.returncode = 0
-                return daemon.pid
+    with (
+        tempfile.TemporaryDirectory(prefix="orbit-") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices,
+    ):
+        notices.bind(f"{folder}/notify")
+        env = {key: value for key, value in os.environ.items() if "WATCHDOG_" not in key}
+        env["NOTIFY_SOCKET"] = f"{folder}/notify"
+        with log.open("ab") as output:
+            begin = output.tell()
+            daemon = subprocess.Popen(
+                launch.command(),
+                cwd="/",
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        if _wait(daemon, notices, timeout_s, tell):
+            daemon.returncode = 0  # it outlives us on purpose; Popen would warn of that
+            return daemon.pid
     said = _tail(log, begin)
     if daemon.returncode < 0:
         said = said or f"killed by signal {-daemon.returncode}"
@@ -134,8 +121,8 @@ def _wait(
     ended = os.pidfd_open(daemon.pid)
     try:
         while True:
-            readable, _, _ = select.select([notices, ended], [], [], timeout_s)
-            if notices in readable:
+            readable, _, _ = select.select([notices.fileno(), ended], [], [], timeout_s)
+            if notices.fileno() in readable:
                 message = dict(
                     line.partition("=")[::2] for line in notices.recv(8192).decode().splitlines()
                 )
@@ -193,14 +180,17 @@ def main() -> int:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--socket", type=Path)
     given = parser.parse_args()
-    paths = (given.mount, given.state, given.config, given.socket)
-    launch = Launch(*(None if path is None else path.absolute() for path in paths))
-    kind = mounted_type(launch.mount)
-    if kind == FSTYPE and not is_dead(launch.mount):
+    launch = Launch(
+        Path(os.path.abspath(given.mount)),  # noqa: PTH100  resolve() would touch a dead mount
+        given.state.absolute(),
+        given.config and given.config.absolute(),
+        given.socket and given.socket.absolute(),
+    )
+    if serves(launch.mount):
         print(f"{launch.mount} is mounted already; `make unmount MNT={launch.mount}` stops it")
         return 0
     try:
-        if kind is None:
+        if mounted_at(launch.mount) is None:
             launch.mount.mkdir(parents=True, exist_ok=True)
         pid = start(launch, tell=print)
     except (LaunchFailed, OSError) as error:

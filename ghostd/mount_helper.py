@@ -1,13 +1,14 @@
 """The helper that mount(8) calls for the type fuse.orbit: `mount -t fuse.orbit STATE MNT -o …`.
 
 mount(8) runs `/sbin/mount.fuse.orbit SPEC DIR [-sfnv] [-N NS] [-o OPTIONS] [-t TYPE]`; its exit
-codes are those of mount(8). The flags that the kernel keeps per mount (ro, nosuid …) are set by a bind
-remount after the daemon is ready, before mount(8) returns.
+codes are those of mount(8). The flags that the kernel keeps per mount (ro, nosuid …) are set by a
+bind remount after the daemon is ready, before mount(8) returns.
 """
 
 from __future__ import annotations
 
 import getopt
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ghostd.launch import Launch, LaunchFailed, is_dead, mounted_type, start
+from ghostd.launch import Launch, LaunchFailed, serves, start
 
 EXIT_USAGE: Final = 1
 EXIT_FAILED: Final = 32
@@ -90,13 +91,14 @@ def parse_request(arguments: Sequence[str]) -> Request:
     ]
     ours, kernel_flags = parse_options(options, sloppy="-s" in given)
     paths = {name: Path(value) for name, value in ours.items()}
-    launch = Launch(mount.absolute(), state, paths.get("config"), paths.get("socket"))
+    # Not resolve(), which would touch a dead mount.
+    launch = Launch(Path(os.path.abspath(mount)), state, paths.get("config"), paths.get("socket"))  # noqa: PTH100
     return Request(launch, tuple(kernel_flags), fake="-f" in given)
 
 
 def _mount(request: Request) -> None:
     mount = request.launch.mount
-    if mounted_type(mount) is not None and not is_dead(mount):
+    if serves(mount):
         raise LaunchFailed(f"{mount} is mounted already")
     start(request.launch)
     if request.flags:

@@ -85,8 +85,8 @@ def test_the_environment_wins_over_the_file(load):
 
 def test_orbit_config_names_the_file_and_the_flag_wins(tmp_path):
     named, flagged = tmp_path / "a.toml", tmp_path / "b.toml"
-    named.write_text('[store]\nlevel = 3\n')
-    flagged.write_text('[store]\nlevel = 5\n')
+    named.write_text("[store]\nlevel = 3\n")
+    flagged.write_text("[store]\nlevel = 5\n")
     assert load_config(None, {"ORBIT_CONFIG": str(named)}).store.level == 3
     assert load_config(flagged, {"ORBIT_CONFIG": str(named)}).store.level == 5
 
@@ -141,7 +141,7 @@ def test_a_file_that_is_not_text_is_an_error(load):
 
 
 def test_what_is_printed_reads_back_the_same(load):
-    config = load('[store]\npack_bytes_max = 1048577\nlevel = -3\n[read]\nread_ahead_bytes = 0\n')
+    config = load("[store]\npack_bytes_max = 1048577\nlevel = -3\n[read]\nread_ahead_bytes = 0\n")
     assert load(show_config(config)) == config
     assert set(tomllib.loads(show_config(config))) == set(SECTIONS)
 

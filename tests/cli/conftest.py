@@ -1,0 +1,22 @@
+"""The daemon's API with a double behind it, for orbit-ctl to call."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.api.conftest import control, server, socket_path  # noqa: F401  fixtures
+
+
+@pytest.fixture
+def orbit_ctl(tmp_path):
+    """Run orbit-ctl as users do: in a process of its own."""
+
+    def run(*arguments, **env):
+        command = [sys.executable, "-m", "cli.orbit_ctl", *map(str, arguments)]
+        base = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
+        return subprocess.run(
+            command, capture_output=True, text=True, env=base | env, check=False, timeout=60
+        )
+
+    return run
