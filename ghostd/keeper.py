@@ -152,12 +152,8 @@ class Keeper:
                 )
             finally:
                 self._namespace.end_snapshot(snapshot)
-        return CheckReport(
-            data=data,
-            checks=tuple(checks),
-            damaged_files=tuple(printable_path(path) for path in damaged),
-            seconds=time.monotonic() - began,
-        )
+        paths = [printable_path(path) for path in damaged]
+        return CheckReport.of(checks, paths, data=data, seconds=time.monotonic() - began)
 
     def _check(self, snapshot: apsw.Connection, data: bool) -> tuple[list[CheckItem], list[bytes]]:
         try:
