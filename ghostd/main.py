@@ -18,7 +18,7 @@ import trio
 from blockstore.disk import OsDisk
 from blockstore.errors import OrbitError
 from blockstore.store import BlockStore, StoreOptions
-from ghostd import copies
+from ghostd import copies, fuse_loop
 from ghostd.api import ApiServer
 from ghostd.config import Config, load_config, show_config
 from ghostd.control import DaemonControl, Pulse
@@ -155,6 +155,7 @@ class Daemon:
             self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._mount = prepare(self._mount, self._state)
             self._open(stack)
+            fuse_loop.install()
             pyfuse3.init(self._operations, str(self._mount), self._mount_options())
             try:
                 await self._serve()

@@ -320,7 +320,7 @@ class Namespace:
             raise translated(error, self.path) from error
         return bool(in_log == moved)
 
-    def record_copy(self, taken_ns: int, recipe: bytes, *, keep: int) -> None:
+    def record_copy(self, taken_ns: int, recipe: bytes, keep: int) -> None:
         """Remember a copy of the namespace that lies in the packs, with the `keep` newest ones."""
         try:
             self._writer.execute("BEGIN IMMEDIATE").fetchall()
