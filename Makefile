@@ -13,7 +13,8 @@ SOCKET  ?=
 CONFIG  ?=
 ARGS    ?=
 PREFIX  ?= /usr/local
-DESTDIR ?=
+# Where mount(8) looks for helpers; nowhere else.
+HELPER_DIR ?= /sbin
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -27,7 +28,7 @@ CODE   := blockstore ghostd syncer cli orbit_socket.py
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: MNT=$(MNT) STATE=$(STATE) SOCKET= CONFIG= PREFIX=$(PREFIX) DESTDIR="
+	@echo "  variables: MNT=$(MNT) STATE=$(STATE) SOCKET= CONFIG= PREFIX=$(PREFIX)"
 
 setup: $(STAMP) ## Debian packages and the Python environment in .venv
 
@@ -80,10 +81,11 @@ locks: $(STAMP) ## renew the lock files within the ranges of pyproject.toml
 	@scripts/renew-locks
 
 install: ## daemon, orbit-ctl, units and mount helper under PREFIX (root)
-	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install
+	@scripts/system-packages build
+	@scripts/install "$(PREFIX)" "$(HELPER_DIR)"
 
 uninstall: ## remove what install put there; the stored data stays
-	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install --remove
+	@scripts/install --remove "$(PREFIX)" "$(HELPER_DIR)"
 
 clean: ## remove what was built here; the stored data stays
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis \

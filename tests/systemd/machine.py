@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -81,9 +82,7 @@ class Machine:
         self._unshare.wait()
         for cgroup in self._cgroups:
             for inner in sorted(cgroup.glob("**/"), reverse=True):
-                _eventually(
-                    lambda inner=inner: _removed(inner), lambda: str(list(cgroup.rglob("*")))
-                )
+                _eventually(partial(_removed, inner), partial("{} is in use".format, inner))
 
     def _init(self) -> int | None:
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
