@@ -189,7 +189,8 @@ class Index:
         index = None
         try:
             index = cls(path, vfs)
-            index._load(store_uuid)
+            with _translated(path):
+                index._load(store_uuid)
         except (StoreInvalid, apsw.Error, IndexDamaged, ValueError, TypeError) as error:
             if index is not None:
                 with contextlib.suppress(OrbitError):
@@ -280,7 +281,7 @@ class Index:
             (
                 run.filter.words,
                 run.filter.count,
-                f"SELECT pack, offset, length FROM {run.table} WHERE id = ?",
+                f"SELECT pack, offset, length FROM {run.table} WHERE id = ? ORDER BY pack DESC",
             )
             for run in view.runs
         ]
@@ -290,9 +291,12 @@ class Index:
             for words, count, sql in runs:
                 if words[hashed % count] & mask != mask:
                     continue
-                row = connection.execute(sql, (name[:KEY_BYTES],)).fetchone()
-                if row is not None and row[0] in packs:
-                    found[name] = Location(*row)
+                # One row, save where a chunk was stored again because a record was damaged.
+                rows: list[Any] = connection.execute(sql, (name[:KEY_BYTES],)).fetchall()
+                place = next((row for row in rows if row[0] in packs), None)
+                if place is not None:
+                    pack, offset, length = place
+                    found[name] = Location(pack, offset, length)
                     break
         return found
 
@@ -384,7 +388,7 @@ class Index:
     ) -> None:
         """Take in records that are durable, and what is known of their packs, at once.
 
-        The rows become one run; they hide older rows of the same ids.
+        The rows become one run; they come before older rows of the same ids.
         """
         filter_ = Filter.sized(len(rows))
         filter_.add(rows)
@@ -439,8 +443,9 @@ class Index:
         ((number,),) = _rows(self._writer.execute("SELECT value FROM meta WHERE key = 'next_run'"))
         self._writer.execute("UPDATE meta SET value = ? WHERE key = 'next_run'", (number + 1,))
         self._writer.execute(
-            f"CREATE TABLE run_{number} (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,"
-            " offset INTEGER NOT NULL, length INTEGER NOT NULL) WITHOUT ROWID"
+            f"CREATE TABLE run_{number} (id BLOB NOT NULL, pack INTEGER NOT NULL,"
+            " offset INTEGER NOT NULL, length INTEGER NOT NULL,"
+            " PRIMARY KEY (id, pack)) WITHOUT ROWID"
         )
         return int(number)
 
@@ -481,11 +486,12 @@ class Index:
             for age, run in enumerate(parts)
         )
         # min() makes SQLite take the other columns from the row that holds it: the newest one.
+        # Rows of one id in two packs are kept: the newer pack may be removed first.
         # Rows of dropped packs are left behind here, and only here.
         copy = (
             f"INSERT INTO run_{number} SELECT id, pack, offset, length FROM ("
             f" SELECT id, pack, offset, length, min(age) FROM ({union})"
-            " WHERE pack IN (SELECT number FROM packs WHERE state < 2) GROUP BY id)"
+            " WHERE pack IN (SELECT number FROM packs WHERE state < 2) GROUP BY id, pack)"
         )
         rows = 0
         for low, high in zip(borders, limits, strict=True):

@@ -14,8 +14,13 @@ CREATE TABLE packs (
     state   INTEGER NOT NULL         -- 0 open, 1 sealed, 2 condemned: its file may be gone
 );
 
--- One row a run: a table run_N (id, pack, offset, length) sorted by id, never changed.
--- Runs of like size are merged into a larger one; a row of a newer run hides those of older ones.
+-- One row a run: a table run_N (id, pack, offset, length; key id, pack), never changed.
+--   id      first 20 bytes of the chunk's id
+--   pack    the pack's number
+--   offset  of the record's header in the pack, in bytes
+--   length  payload as stored, in bytes
+-- Runs of like size are merged into a larger one. Where a chunk has several rows, the one in the
+-- newest run counts, in one run the one in the newest pack; rows of packs that are gone count nowhere.
 CREATE TABLE runs (
     number INTEGER PRIMARY KEY,      -- N
     newest INTEGER NOT NULL,         -- age: the highest N of the runs merged into this one

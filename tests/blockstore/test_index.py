@@ -1,0 +1,131 @@
+"""The index against a dict: batches, newer rows, packs that go, merges, restarts."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from blockstore.ids import ChunkId, Location, PackId, chunk_id
+from blockstore.index import Index, IndexDamaged, PackRow, PackState, RootRow
+
+UUID = b"u" * 16
+
+
+def pack_row(number: int) -> PackRow:
+    return PackRow(PackId(number), 1000, 10, PackState.SEALED)
+
+
+def batch(rng: random.Random, pack: int, count: int, universe: int) -> dict[ChunkId, Location]:
+    return {
+        chunk_id(b"%d" % rng.randrange(universe)): Location(PackId(pack), 64 + 100 * i, 36)
+        for i in range(count)
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_index_agrees_with_a_dict(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path = tmp_path / "chunks.db"
+    index = Index.create(path, None, UUID)
+    model: list[dict[ChunkId, Location]] = []  # newest first, one a batch
+    packs: set[int] = set()
+    for number in range(1, 40):
+        rows = batch(rng, number, rng.randint(0, 200), 1500)
+        index.add(rows, [pack_row(number)])
+        model.insert(0, rows)
+        packs.add(number)
+        if rng.random() < 0.2:
+            gone = PackId(rng.choice(sorted(packs)))
+            index.condemn([gone])
+            index.forget([gone])
+            packs.discard(gone)
+        if rng.random() < 0.3:
+            index.merge()
+        if rng.random() < 0.2:
+            index.close()
+            index = Index.load(path, None, UUID)
+        assert set(index.packs) == packs
+        sought = [chunk_id(b"%d" % rng.randrange(1600)) for _ in range(150)]
+        expected = {}
+        for name in sought:
+            for rows in model:
+                if name in rows and rows[name].pack in packs:
+                    expected[name] = rows[name]
+                    break
+        assert index.lookup(sought) == expected
+    assert index.integrity() == []
+    index.merge()
+    assert index.run_count < 10
+    index.close()
+
+
+def test_lookups_go_on_while_runs_are_merged(tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "chunks.db", None, UUID)
+    rng = random.Random(1)
+    rows: dict[ChunkId, Location] = {}
+    wrong: list[ChunkId] = []
+    done = threading.Event()
+    index.add({}, [pack_row(1)])
+
+    def look() -> None:
+        while not done.is_set():
+            some = rng.sample(sorted(rows), 20) if rows else []
+            found = index.lookup(some)
+            wrong.extend(name for name in some if name not in found)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(60):
+            new = batch(rng, 1, 50, 10**9)
+            index.add(new)
+            rows = {**rows, **new}
+            index.merge()
+    finally:
+        done.set()
+        thread.join()
+    assert wrong == []
+    assert index.run_count < 10
+    index.close()
+
+
+def test_roots_follow_their_packs(tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "chunks.db", None, UUID)
+    roots = [RootRow(n, Location(PackId(n), 64, 9)) for n in (1, 2, 3)]
+    index.add({}, [pack_row(n) for n in (1, 2, 3)], roots)
+    assert index.roots() == roots
+    index.condemn([PackId(2)])
+    assert index.roots() == [roots[0], roots[2]]
+    index.close()
+
+
+def test_an_interrupted_merge_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "chunks.db"
+    index = Index.create(path, None, UUID)
+    index.add(batch(random.Random(0), 1, 10, 100), [pack_row(1)])
+    index._writer.execute("CREATE TABLE run_77 (id BLOB PRIMARY KEY) WITHOUT ROWID")
+    index.close()
+    index = Index.load(path, None, UUID)
+    assert index.run_tables() == ["run_1"]
+    tables = index._writer.execute("SELECT name FROM sqlite_schema WHERE name = 'run_77'")
+    assert tables.fetchall() == []
+    index.close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "foreign", "table gone"])
+def test_damage_is_told(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "chunks.db"
+    index = Index.create(path, None, UUID)
+    index.add(batch(random.Random(0), 1, 10, 100), [pack_row(1)])
+    if damage == "table gone":
+        index._writer.execute("DROP TABLE run_1")
+    index.close()
+    if damage == "garbage":
+        path.write_bytes(b"no database" * 1000)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    with pytest.raises(IndexDamaged):
+        Index.load(path, None, b"v" * 16 if damage == "foreign" else UUID)
