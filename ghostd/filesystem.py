@@ -45,6 +45,13 @@ RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
 _DAY_NS = 86_400 * 10**9
+_CLOCK_REALTIME_COARSE: Final = 5  # linux/time.h; `time` has no name for it
+
+
+def _kernel_now_ns() -> int:
+    # With write-back caching the kernel keeps the times of files, by its coarse clock. A finer one would
+    # run ahead of it, and a ctime that the kernel sets next would go back.
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,7 @@ class Filesystem:
         reader: Reader,
         *,
         groups_of: Callable[[int], set[int]],
-        now_ns: Callable[[], int] = time.time_ns,
+        now_ns: Callable[[], int] = _kernel_now_ns,
     ) -> None:
         self.tree = tree
         self.writeback = writeback
