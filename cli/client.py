@@ -42,6 +42,12 @@ class DaemonSilent(CallFailed):
     exit_code = 5
 
 
+class ConnectionLost(CallFailed):
+    """The daemon took the call and closed the connection without an answer."""
+
+    error = "connection_lost"
+
+
 class CallRefused(CallFailed):
     """The daemon answered with a problem."""
 
@@ -130,7 +136,7 @@ class Client:
                 raise self._silent(timeout_s) from error
             except (OSError, http.client.HTTPException) as error:
                 message = f"the daemon at {self.path} ended the connection"
-                raise CallFailed(message, "it may have stopped: see its log") from error
+                raise ConnectionLost(message, "it may have stopped: see its log") from error
             except ValueError as error:
                 raise CallFailed(f"{self.path}: the answer is not JSON", "is it ghostd?") from error
         if not isinstance(answer, dict):
