@@ -130,16 +130,23 @@ class Index:
         self._connections_lock = threading.Lock()
         self._view = _View((), {})
         self._closed = False
-        with _translated(path):
-            self._writer = self._connect()
-            self._scratch = self._writer
-            if not self.single:
-                self._writer.pragma("journal_mode", "wal")
-            self._writer.pragma("synchronous", 1)
-            self._writer.pragma("wal_autocheckpoint", 4000)
+        try:
+            with _translated(path):
+                self._writer = self._connect()
+                self._scratch = self._writer
+                if not self.single:
+                    self._writer.pragma("journal_mode", "wal")
+                self._writer.pragma("synchronous", 1)
+                self._writer.pragma("wal_autocheckpoint", 4000)
+        except BaseException:
+            with contextlib.suppress(OrbitError):
+                self.close()
+            raise
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), vfs=self._vfs)
+        with self._connections_lock:
+            self._connections.append(connection)
         connection.set_busy_timeout(30_000)
         connection.pragma("page_size", PAGE_BYTES)
         if self.single:
@@ -147,8 +154,6 @@ class Index:
             connection.pragma("journal_mode", "wal")
         connection.pragma("cache_size", -2048)  # KiB; the kernel's page cache does the rest
         connection.pragma("mmap_size", 0)
-        with self._connections_lock:
-            self._connections.append(connection)
         return connection
 
     @contextlib.contextmanager

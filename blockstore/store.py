@@ -273,11 +273,17 @@ class BlockStore:
             for name, data in outcome.chunks.items():
                 self._cache.add(name, data)
                 result[name] = data
-            if outcome.damaged:
-                self._dedup.report_damaged(outcome.damaged)
-                name, pack = next(iter(outcome.damaged.items()))
-                raise ChunkDamaged(name, pack_name(pack))
             wanted = outcome.gone
+            if outcome.damaged:
+                # Records of a pack whose sync failed move to another one; those are not damaged.
+                now = self.locate(outcome.damaged)
+                moved = {name for name in outcome.damaged if now.get(name) != places[name]}
+                damaged = {n: p for n, p in outcome.damaged.items() if n not in moved}
+                if damaged:
+                    self._dedup.report_damaged(damaged)
+                    name, pack = next(iter(damaged.items()))
+                    raise ChunkDamaged(name, pack_name(pack))
+                wanted += moved
             tried = places
         return result
 
@@ -484,14 +490,13 @@ class BlockStore:
         if self._closed:
             return
         self._closed = True
-        try:
-            self._writer.close()
-        finally:
-            self._index.close()
+        with contextlib.ExitStack() as steps:  # run from the last to the first, whatever fails
+            steps.callback(self._lock_file.close)
+            steps.callback(self._files.close)
             if self._merger is not None:
-                self._merger.join()
-            self._files.close()
-            self._lock_file.close()
+                steps.callback(self._merger.join)
+            steps.callback(self._index.close)
+            steps.callback(self._writer.close)
 
     def _merge_runs(self) -> None:
         """Merge the index's runs, in the background where there is more than one connection."""

@@ -383,8 +383,10 @@ class Writer:
                 self._suspect.pop(0)
             # Without this the next start would find records that may never have reached the
             # disk in the page cache, and believe them.
-            with contextlib.suppress(OrbitError):
+            with contextlib.suppress(OrbitError, FileNotFoundError):
                 pack.file.truncate(pack.synced_end)
+                if not pack.synced_entries:
+                    self._disk.unlink(self._folder / pack_name(pack.number))
             pack.file.close()
             if lost_roots:
                 raise StorageFailed(

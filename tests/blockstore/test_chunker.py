@@ -68,4 +68,3 @@ def test_shift_resilience(make, inserted: int) -> None:
     # 16 MiB hold about 240 chunks, so 1 % is two to three of them.
     assert sum(shares) / len(shares) > 0.985, shares
     assert min(shares) > 0.96, shares
-

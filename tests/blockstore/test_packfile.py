@@ -122,13 +122,17 @@ def test_newer_pack_is_refused_with_file_and_versions() -> None:
 def test_the_format_on_disk_does_not_drift() -> None:
     """The exact bytes of a record and a pack header, as docs/format.md describes them."""
     header = RecordHeader(Kind.CHUNK, Codec.NONE, 3, 3, chunk_id(b"abc"), chunk_id(b"abc")[:8])
-    assert encode_record_header(header, 64, SALT).hex() == (
-        "4f52656301010000"
-        "0300000003000000"
-        "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
-        "6437b3ac38465133"
-        "40000000"
-    ) + encode_record_header(header, 64, SALT)[-4:].hex()
+    assert (
+        encode_record_header(header, 64, SALT).hex()
+        == (
+            "4f52656301010000"
+            "0300000003000000"
+            "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
+            "6437b3ac38465133"
+            "40000000"
+        )
+        + encode_record_header(header, 64, SALT)[-4:].hex()
+    )
     assert encode_pack_header(HEADER)[:-4].hex() == (
         "4f52424954504b00"
         "01000000"

@@ -13,9 +13,7 @@ from blockstore.reader import GAP_BYTES_MAX, RUN_BYTES_MAX, plan_reads
 uses = st.lists(
     st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)).map(sorted),
     max_size=30,
-).map(
-    lambda pairs: [PackUse(PackId(n), total, live) for n, (live, total) in enumerate(pairs, 1)]
-)
+).map(lambda pairs: [PackUse(PackId(n), total, live) for n, (live, total) in enumerate(pairs, 1)])
 
 
 @given(uses, st.floats(0, 1), st.integers(0, 10**5))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 import apsw
 
 from blockstore.errors import StorageFailed, StorageFull
-
 from tests.simdisk.crash import SimulatedCrash
 
 if TYPE_CHECKING:
