@@ -1,8 +1,9 @@
 """POSIX semantics over the tree: what each operation checks, changes and answers.
 
-Knows neither FUSE nor errno. Permissions are the kernel's business (`default_permissions`); what depends on rules beyond them
-(set-group-id inheritance, ACLs following modes, sizes, links, names) is here. Operations on names and attributes
-are synchronous: they change memory, and the commit makes them durable. Reading, writing and syncing may wait.
+Knows neither FUSE nor errno. Permissions are the kernel's business (`default_permissions`); what
+depends on rules beyond them (set-group-id inheritance, ACLs following modes, sizes, links, names)
+is here. Operations on names and attributes are synchronous: they change memory, and the commit
+makes them durable. Reading, writing and syncing may wait.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ _CLOCK_REALTIME_COARSE: Final = 5  # linux/time.h; `time` has no name for it
 
 
 def _kernel_now_ns() -> int:
-    # With write-back caching the kernel keeps the times of files, by its coarse clock. A finer one would
-    # run ahead of it, and a ctime that the kernel sets next would go back.
+    # With write-back caching the kernel keeps the times of files, by its coarse clock. A finer one
+    # would run ahead of it, and a ctime that the kernel sets next would go back.
     return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
@@ -168,7 +169,10 @@ class Filesystem:
         rdev: int = 0,
         target: bytes | None = None,
     ) -> Inode:
-        """A new entry of the type in `mode` (umask not applied yet). Raises AlreadyExists, NameTooLong, NotFound."""
+        """A new entry of the type in `mode` (umask not applied yet).
+
+        Raises AlreadyExists, NameTooLong, NotFound.
+        """
         directory = self._directory(parent)
         if len(name) > NAME_MAX or (target is not None and len(target) > LINK_TARGET_MAX):
             raise NameTooLong
@@ -220,7 +224,10 @@ class Filesystem:
         self.tree.touch(directory)
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
-        """One more name for an inode. Raises TooManyLinks, NotPermitted (directories), AlreadyExists."""
+        """One more name for an inode.
+
+        Raises TooManyLinks, NotPermitted (directories), AlreadyExists.
+        """
         inode = self.tree.inode(ino)
         directory = self._directory(parent)
         if inode.is_dir:
@@ -290,7 +297,10 @@ class Filesystem:
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
     ) -> None:
-        """Move a name, replacing what is there unless NOREPLACE is asked for; EXCHANGE swaps two names."""
+        """Move a name, replacing what is there unless NOREPLACE is asked for.
+
+        EXCHANGE swaps two names.
+        """
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
             raise InvalidArgument
         if b"." in (name, new_name) or b".." in (name, new_name):
@@ -469,8 +479,14 @@ class Filesystem:
         self.accessed(inode)
         return await self.reader.read(inode, offset, size)
 
-    async def write(self, ino: int, offset: int, data: bytes) -> int:
-        """Write `data` at `offset`. Raises NoSpaceLeft, FileTooLarge."""
+    async def write(
+        self, ino: int, offset: int, data: bytes, *, keep_times: bool = False
+    ) -> int:
+        """Write `data` at `offset`. Raises NoSpaceLeft, FileTooLarge.
+
+        `keep_times` is for a caller that keeps the times of files itself and sends them by `setattr`, as the
+        kernel does with write-back caching: it has shown them to others before the data arrives here.
+        """
         if not data:
             return 0
         end = offset + len(data)
@@ -483,7 +499,8 @@ class Filesystem:
         inode.allocated += content.write(offset, data)
         if end > inode.size:
             inode.size = end
-        inode.mtime_ns = inode.ctime_ns = self._now_ns()
+        if not keep_times:
+            inode.mtime_ns = inode.ctime_ns = self._now_ns()
         self.tree.touch(inode)
         self.tree.touch_content(inode, unstored)
         self.writeback.written(inode, content)

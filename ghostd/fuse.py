@@ -1,7 +1,8 @@
 """The FUSE edge: translates between pyfuse3 and the filesystem, and nothing else.
 
-`_door` is the one way in: it turns answers of the filesystem into errno, counts and times every request, and turns
-anything unexpected into EIO with a log line, because one uncaught exception would end the mount.
+`_door` is the one way in: it turns answers of the filesystem into errno, counts and times every
+request, and turns anything unexpected into EIO with a log line, because one uncaught exception
+would end the mount.
 """
 
 from __future__ import annotations
@@ -147,7 +148,10 @@ def _listed_attributes(row: Sequence[Any], timeout: float) -> EntryAttributes:
 
 
 class _OpenDirectory:
-    """A directory handle: which one, and the cookies it shows (those given out before it was opened or rewound)."""
+    """A directory handle.
+
+    Which one, and the cookies it shows (those given out before it was opened or rewound).
+    """
 
     __slots__ = ("below", "ino")
 
@@ -309,12 +313,12 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self.fs.write(fh, off, buf)
+        return await self.fs.write(fh, off, buf, keep_times=True)
 
     @_door
     async def flush(self, fh: int) -> None:
-        # The kernel writes its dirty pages back before it asks; there is nothing left to do, and ENOSYS tells it
-        # not to ask again.
+        # The kernel writes its dirty pages back before it asks; there is nothing left to do, and
+        # ENOSYS tells it not to ask again.
         raise FUSEError(errno.ENOSYS)
 
     @_door
