@@ -180,7 +180,12 @@ class Index:
                 index._writer.execute(schema)
                 index._writer.executemany(
                     "INSERT INTO meta VALUES (?, ?)",
-                    [("schema", SCHEMA_VERSION), ("store_uuid", store_uuid), ("next_run", 1)],
+                    [
+                        ("schema", SCHEMA_VERSION),
+                        ("store_uuid", store_uuid),
+                        ("next_run", 1),
+                        ("next_pack", 1),
+                    ],
                 )
         except BaseException:
             with contextlib.suppress(OrbitError):
@@ -251,6 +256,14 @@ class Index:
                     connection.close()
 
     # ---- reading ----
+
+    def next_pack(self) -> PackId:
+        """Return the lowest number that no removed pack had; known packs may have higher ones."""
+        with self._reading() as connection:
+            ((number,),) = _rows(
+                connection.execute("SELECT value FROM meta WHERE key = 'next_pack'").fetchall()
+            )
+        return PackId(number)
 
     @property
     def packs(self) -> dict[PackId, PackRow]:
@@ -425,6 +438,12 @@ class Index:
             self._writer.pragma("synchronous", 2)  # FULL: the files are unlinked next
             try:
                 with transaction(self._writer):
+                    # Rows of removed packs stay in their runs until those are merged: the number
+                    # of a removed pack must never come back.
+                    self._writer.execute(
+                        "UPDATE meta SET value = max(value, ?) WHERE key = 'next_pack'",
+                        (max(packs) + 1,),
+                    )
                     self._writer.executemany(
                         "UPDATE packs SET state = 2 WHERE number = ?", [(p,) for p in packs]
                     )

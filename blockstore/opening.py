@@ -200,7 +200,7 @@ class Recovery:
         names = self.disk.listdir(self.folder)
         present = {number for name in names if (number := pack_number(name)) is not None}
         condemned = self._finish_removals()
-        highest = max([0, *present, *self.index.packs, *condemned])
+        highest = max([self.index.next_pack() - 1, *present, *self.index.packs, *condemned])
         present.difference_update(condemned)
         known = self.index.packs
         self.report.packs_missing = tuple(sorted(set(known) - present))

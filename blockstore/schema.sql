@@ -2,7 +2,7 @@
 
 -- One row a fact about the whole index.
 CREATE TABLE meta (
-    key   TEXT PRIMARY KEY,          -- 'schema', 'store_uuid', 'next_run'
+    key   TEXT PRIMARY KEY,          -- 'schema', 'store_uuid', 'next_run', 'next_pack'
     value NOT NULL
 ) WITHOUT ROWID;
 

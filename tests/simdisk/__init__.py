@@ -6,8 +6,8 @@
     after = disk.crash()                   # the disk as found after the power cut
 
 `SimDisk` implements `blockstore.disk.Disk`; `SimDisk.sqlite_vfs` names an SQLite VFS that keeps
-databases on the same disk, so that one crash hits packs and databases at one moment. Inside SQLite the
-crash looks like an I/O error; `SimDisk.crashed` tells whether one has happened.
+databases on the same disk, so that one crash hits packs and databases at one moment. Inside SQLite
+the crash looks like an I/O error; `SimDisk.crashed` tells whether one has happened.
 """
 
 from __future__ import annotations
