@@ -83,7 +83,10 @@ def test_a_dead_mount_is_replaced(places):
     assert list(places["mnt"].iterdir()) == []
 
 
-# Runs in a mount namespace of its own, where the helper lies in /sbin as `make install` puts it.
+# In namespaces of their own: whatever happens inside, no mount and no process is left.
+APART = ["unshare", "-m", "-p", "-f", "--mount-proc", "--kill-child", "--"]
+
+# Here the helper lies in /sbin as `make install` puts it.
 INSIDE = r"""
 set -eu
 mount --make-rprivate /
@@ -112,9 +115,7 @@ if mount -t fuse.orbit "$1/state" "$1/mnt" -o nonsense; then echo "accepted"; fi
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_mount_and_fstab_find_the_helper(tmp_path):
     command = [
-        "unshare",
-        "-m",
-        "--",
+        *APART,
         "/bin/sh",
         "-c",
         INSIDE,
@@ -130,3 +131,50 @@ def test_mount_and_fstab_find_the_helper(tmp_path):
     assert {"ro", "nosuid"} <= set(lines[2].split(","))
     assert len(lines) == 3, ran.stdout
     assert "unknown option nonsense" in ran.stderr
+
+
+# As an ordinary user, in a mount namespace of its own: with the /dev/fuse that udev makes for
+# everybody (some machines have a private one), and the one capability that lets this user read the
+# checkout wherever it lies.
+AS_USER = r"""
+set -eu
+mount --make-rprivate /
+mount -t tmpfs -o dev,mode=755 tmpfs "$1"
+mkdir "$1/home"
+chown 65534:65534 "$1/home"
+mknod -m 666 "$1/fuse" c 10 229
+mount --bind "$1/fuse" /dev/fuse
+reading=+dac_read_search
+exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps "$reading" \
+    --ambient-caps "$reading" env -i HOME="$1/home" PATH=/usr/bin:/bin /bin/sh -euc '
+run() { "$1" -m ghostd.launch --mount ~/mnt --state ~/state >/dev/null; }
+run "$1"
+"$1" -m cli.orbit_ctl status | head -n 1
+echo mine >~/mnt/file
+stat -c "%u %g" ~/mnt ~/mnt/file
+kill -9 $("$1" -m cli.orbit_ctl --json status | sed "s/.*\"pid\": \([0-9]*\).*/\1/")
+while "$1" -m cli.orbit_ctl status >/dev/null 2>&1; do :; done
+ls -d ~/mnt >/dev/null 2>&1 || true
+run "$1"
+"$1" -m cli.orbit_ctl stop
+! stat -f -c %T ~/mnt | grep fuse
+' sh "$2"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes the user from root")
+@pytest.mark.skipif(shutil.which("fusermount3") is None, reason="no fusermount3")
+def test_an_ordinary_user_mounts_writes_and_recovers(tmp_path):
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o711)  # the user's home lies below
+    command = [*APART, "/bin/sh", "-c", AS_USER, "sh", tmp_path, sys.executable]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines() == [
+        f"ready     {tmp_path}/home/mnt, stored in {tmp_path}/home/state",
+        "65534 65534",
+        "65534 65534",
+        "stopped",
+    ]
