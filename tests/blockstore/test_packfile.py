@@ -187,11 +187,10 @@ def test_seal_round_trip_and_every_flipped_byte() -> None:
     sealed = data + seal
     assert read_seal(reader(sealed), len(sealed), SALT) == entries
     assert found(sealed) == entries
-    unused = range(len(sealed) - 12, len(sealed) - 8)
     for position in range(len(data), len(sealed)):
         bad = bytearray(sealed)
         bad[position] ^= 0x01
-        assert read_seal(reader(bytes(bad)), len(bad), SALT) is None or position in unused
+        assert read_seal(reader(bytes(bad)), len(bad), SALT) is None, position
     for size in range(len(sealed)):
         assert read_seal(reader(sealed[:size]), size, SALT) is None
 
