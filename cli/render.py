@@ -126,8 +126,9 @@ def collect(answer: Answer) -> str:
     """Return what was freed, or would be."""
     verb = "would free" if answer["dry_run"] else "freed"
     return (
-        f"{verb} {size(answer['bytes_freed'])}: {answer['chunks_removed']} unused chunks,"
-        f" {answer['packs_removed']} of {answer['packs']} packs removed,"
-        f" {answer['packs_rewritten']} rewritten ({size(answer['bytes_rewritten'])});"
+        f"{verb} {size(answer['bytes_freed'])}:"
+        f" {answer['packs_condemned']} packs are mostly unused,"
+        f" {size(answer['bytes_copied'])} of them still needed;"
+        f" {answer['live_chunks']} chunks in use;"
         f" took {duration(answer['seconds'])}"
     )

@@ -1,8 +1,8 @@
 """POSIX access control lists as the kernel stores them in `system.posix_acl_access` and `_default`.
 
-Format (linux/posix_acl_xattr.h): a 4-byte version, 2, then 8 bytes an entry: tag, permissions, id; little-endian.
-The rules are those of acl(5). The kernel checks permissions and the validity of what users set; here lists are
-kept in step with modes. Pure.
+Format (linux/posix_acl_xattr.h): a 4-byte version, 2, then 8 bytes an entry: tag, permissions, id;
+little-endian. The rules are those of acl(5). The kernel checks permissions and the validity of what
+users set; here lists are kept in step with modes. Pure.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def changed_mode(entries: list[AclEntry], mode: int) -> list[AclEntry]:
 
 
 def inherited(default: list[AclEntry], mode: int) -> tuple[list[AclEntry], int]:
-    """The access list and mode of a new entry, created with `mode` (umask not applied), in a directory with a default list."""
+    """The access list and mode of a new entry in a directory with a default list.
+
+    `mode` is what the creator asked for, the umask not applied.
+    """
     shifts = {USER_OBJ: 6, _group_class(default): 3, OTHER: 0}
     entries = [
         AclEntry(e.tag, e.permissions & (mode >> shifts[e.tag]) & 7, e.id) if e.tag in shifts else e

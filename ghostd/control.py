@@ -1,7 +1,7 @@
 """The daemon as the control API sees it: `facade.Control` over the running parts.
 
-Status and counters are read from memory by whichever thread asks; what takes long enters the filesystem's loop, which
-hands it to worker threads.
+Status and counters are read from memory by whichever thread asks; what takes long enters the
+filesystem's loop, which hands it to worker threads.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ class DaemonControl:
         return FlushReport(time.monotonic() - began)
 
     async def _flush(self) -> None:
-        # What the kernel still holds comes in first; not in the loop's thread, which has to take it.
+        # What the kernel still holds comes in first; not in the loop's thread, which has to take
+        # it.
         await trio.to_thread.run_sync(sync_kernel, self._mount, abandon_on_cancel=True)
         await self._keeper.writeback.commit()
 

@@ -1,8 +1,9 @@
 """Copies of namespace.db in the packs, and the way back from the packs alone.
 
-A copy is the database file, cut into chunks like any file, so that it costs what has changed since the last one. A root record
-names its recipe. It is read from the file itself while no checkpoint may change it: after a complete checkpoint
-the file holds one consistent state, and later commits go to the log.
+A copy is the database file, cut into chunks like any file, so that it costs what has changed since
+the last one. A root record names its recipe. It is read from the file itself while no checkpoint
+may change it: after a complete checkpoint the file holds one consistent state, and later commits go
+to the log.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Copy:
     """One copy of the namespace, as its root record names it."""
 
     taken_ns: int
-    bytes: int
+    size_bytes: int
     recipe: tuple[ChunkId, ...]  # the chunks that hold the list of the file's chunks
 
     def payload(self) -> bytes:
@@ -41,7 +42,7 @@ class Copy:
             {
                 "kind": _KIND,
                 "taken_ns": self.taken_ns,
-                "bytes": self.bytes,
+                "bytes": self.size_bytes,
                 "recipe": [chunk_id.hex() for chunk_id in self.recipe],
             }
         ).encode()
@@ -57,7 +58,9 @@ class Copy:
 
 
 def take_copy(store: BlockStore, file: DiskFile, taken_ns: int) -> tuple[Copy, bytes]:
-    """Store the database file and a root record for it, durably; the copy, and every chunk id it needs.
+    """Store the database file and a root record for it, durably.
+
+    The copy, and every chunk id it needs.
 
     Blocks; the caller sees to it that nothing changes the file meanwhile.
     """
@@ -109,7 +112,9 @@ def read_copy(store: BlockStore, copy: Copy) -> Iterator[bytes]:
 
 
 def recover(folder: Path, store: BlockStore, disk: Disk) -> Copy:
-    """Bring namespace.db back from the newest whole copy in the packs; what is there now is kept beside it.
+    """Bring namespace.db back from the newest whole copy in the packs.
+
+    What is there now is kept beside it.
 
     Raises NothingToRecover.
     """
@@ -126,7 +131,7 @@ def recover(folder: Path, store: BlockStore, disk: Disk) -> Copy:
         except (ChunkMissing, ChunkDamaged) as error:
             reasons.append(str(error))
             continue
-        _set_aside(folder, disk, copy.taken_ns)
+        _set_aside(folder, disk)
         disk.rename(target, folder / FILE_NAME)
         disk.fsync_dir(folder)
         Namespace.open(folder, disk).close()
@@ -150,7 +155,7 @@ def _write(disk: Disk, path: Path, parts: Iterator[bytes]) -> None:
         file.close()
 
 
-def _set_aside(folder: Path, disk: Disk, taken_ns: int) -> None:
+def _set_aside(folder: Path, disk: Disk) -> None:
     """Rename the damaged database and its log: the log must not be applied to the copy."""
     for name in (FILE_NAME, FILE_NAME + "-wal", FILE_NAME + "-shm"):
         number = 0

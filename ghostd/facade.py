@@ -123,12 +123,11 @@ class CollectReport:
     """What a collection freed, or would free."""
 
     dry_run: bool
-    packs: int  # looked at
-    packs_removed: int
-    packs_rewritten: int
-    chunks_removed: int
-    bytes_freed: int  # of the state folder, net of what was rewritten
-    bytes_rewritten: int
+    live_chunks: int  # what the tree and its newest copy need
+    packs_condemned: int  # with too large a dead part
+    packs_removed: int  # 0 in a dry run
+    bytes_freed: int  # of the state folder, net of what was copied
+    bytes_copied: int  # live records of condemned packs
     seconds: float
 
 

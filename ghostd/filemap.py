@@ -1,7 +1,8 @@
 """One file's content: a map from offsets to slices of chunks and of pieces not stored yet.
 
-Pure: no I/O of its own (segments that are not in memory come from the `SegmentSource` it is given), no clock, no trio.
-Holes are simply absent. The map is kept and stored in segments of 4 MiB (docs/adr/0002-extents.md).
+Pure: no I/O of its own (segments that are not in memory come from the `SegmentSource` it is given),
+no clock, no trio. Holes are simply absent. The map is kept and stored in segments of 4 MiB
+(docs/adr/0002-extents.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Protocol
 SEGMENT_BYTES = 4 << 20
 SIZE_MAX = (1 << 63) - 1
 
-# A stretch of at least so many neighbours, shorter than this on average, is read and chunked anew (ADR 2).
+# A stretch of at least so many neighbours, shorter than this on average, is read and chunked anew
+# (ADR 2).
 FRAGMENTS_MIN = 16
 FRAGMENT_BYTES = 16 << 10
 
@@ -35,7 +37,8 @@ class Piece:
 Source = bytes | Piece
 # start and end in the file, where the bytes are, offset of `start` in the source
 Extent = tuple[int, int, Source, int]
-# what an extent shows, whatever it was cut down to: the source, and the file offset of the source's first byte
+# what an extent shows, whatever it was cut down to: the source, and the file offset of the source's
+# first byte
 Origin = tuple[Source, int]
 
 
@@ -66,7 +69,10 @@ def origin(extent: Extent) -> Origin:
 
 
 def encode_segment(number: int, extents: Iterable[Extent]) -> bytes:
-    """A segment as stored: 44 bytes an extent; start in the segment, length, offset in the chunk, chunk id."""
+    """A segment as stored: 44 bytes an extent.
+
+    Start in the segment, length, offset in the chunk, chunk id.
+    """
     base = number * SEGMENT_BYTES
     pack = _EXTENT.pack
     parts = []
@@ -92,10 +98,10 @@ def chunk_ids(blob: bytes) -> Iterator[bytes]:
 
 def _span(extents: list[Extent], start: int, end: int) -> tuple[int, int]:
     """Indexes i, j: extents[i:j] overlap [start, end)."""
-    first = bisect_left(extents, (start,))  # type: ignore[arg-type]  # a shorter tuple sorts first
+    first = bisect_left(extents, (start,))  # a shorter tuple sorts first
     if first and extents[first - 1][1] > start:
         first -= 1
-    return first, bisect_left(extents, (end,), first)  # type: ignore[arg-type]
+    return first, bisect_left(extents, (end,), first)
 
 
 def _splice(extents: list[Extent], start: int, end: int, new: Sequence[Extent]) -> list[Extent]:
@@ -146,7 +152,10 @@ def _joined(extents: Iterable[Extent]) -> list[Extent]:
 def _substitute(
     extents: list[Extent], start: int, end: int, new: list[Extent], old: set[Origin]
 ) -> int:
-    """Show `new` wherever [start, end) still shows one of `old`; how many bytes of pieces that freed."""
+    """Show `new` wherever [start, end) still shows one of `old`.
+
+    How many bytes of pieces that freed.
+    """
     first, last = _span(extents, start, end)
     out: list[Extent] = []
     freed = 0
@@ -304,7 +313,9 @@ class FileMap:
         return allocated
 
     def place(self, new: list[Extent], old: set[Origin]) -> int:
-        """Show the stored extents `new` (contiguous) where one of `old` is still shown, here and in the frozen copy.
+        """Show the stored extents `new` where one of `old` is still shown.
+
+        `new` is contiguous; the frozen copy is changed likewise.
 
         Returns how many bytes of pieces the live map stopped showing.
         """
@@ -337,7 +348,8 @@ class FileMap:
         """The barrier: copy out what this epoch changed."""
         assert self.frozen is None, "one commit at a time"
         if self.tail is not None:
-            # Appending may replace the fragments since the last cut, which may lie one segment earlier.
+            # Appending may replace the fragments since the last cut, which may lie one segment
+            # earlier.
             for number in range(self.tail.cut // SEGMENT_BYTES, self.tail.end // SEGMENT_BYTES):
                 self._segment(number)
                 self.dirty.add(number)

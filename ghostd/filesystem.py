@@ -301,9 +301,7 @@ class Filesystem:
 
         EXCHANGE swaps two names.
         """
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
-            raise InvalidArgument
-        if b"." in (name, new_name) or b".." in (name, new_name):
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE) or {name, new_name} & {b".", b".."}:
             raise InvalidArgument
         source_dir, inode = self._entry(parent, name)
         target_dir = self._directory(new_parent)
@@ -328,10 +326,21 @@ class Filesystem:
             if other is not inode:
                 self._exchange(source_dir, name, inode, target_dir, new_name, other)
             return
-        if other is inode:
-            return
+        if other is not inode:
+            self._replace(source_dir, name, inode, target_dir, new_name, other, found[0])
+
+    def _replace(
+        self,
+        source_dir: Inode,
+        name: bytes,
+        inode: Inode,
+        target_dir: Inode,
+        new_name: bytes,
+        other: Inode,
+        cookie: int,
+    ) -> None:
         self._check_replaceable(inode, other)
-        self._move(source_dir, name, inode, target_dir, new_name, cookie=found[0])
+        self._move(source_dir, name, inode, target_dir, new_name, cookie=cookie)
         now = inode.ctime_ns
         self._entries_changed(target_dir, now, entries=-1, subdirectories=-1 if other.is_dir else 0)
         self._name_lost(other, now)
@@ -479,13 +488,12 @@ class Filesystem:
         self.accessed(inode)
         return await self.reader.read(inode, offset, size)
 
-    async def write(
-        self, ino: int, offset: int, data: bytes, *, keep_times: bool = False
-    ) -> int:
+    async def write(self, ino: int, offset: int, data: bytes, *, keep_times: bool = False) -> int:
         """Write `data` at `offset`. Raises NoSpaceLeft, FileTooLarge.
 
-        `keep_times` is for a caller that keeps the times of files itself and sends them by `setattr`, as the
-        kernel does with write-back caching: it has shown them to others before the data arrives here.
+        `keep_times` is for a caller that keeps the times of files itself and sends them by
+        `setattr`, as the kernel does with write-back caching: it has shown them to others before
+        the data arrives here.
         """
         if not data:
             return 0
@@ -497,8 +505,7 @@ class Filesystem:
         content = self.tree.content(inode)
         unstored = content.unstored
         inode.allocated += content.write(offset, data)
-        if end > inode.size:
-            inode.size = end
+        inode.size = max(inode.size, end)
         if not keep_times:
             inode.mtime_ns = inode.ctime_ns = self._now_ns()
         self.tree.touch(inode)

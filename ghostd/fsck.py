@@ -1,11 +1,12 @@
 """The namespace's invariants as named checks, over one snapshot of the database.
 
-Each check is one SQL statement, or one scan, that finds what contradicts the promise; memory stays flat. Paths of
-damaged files are only looked for when there are any.
+Each check is one SQL statement, or one scan, that finds what contradicts the promise; memory stays
+flat. Paths of damaged files are only looked for when there are any.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -29,114 +30,126 @@ class Finding:
     problems: tuple[str, ...]
 
 
-# name, promise, SQL whose rows are the problems, how a row reads
-_SQL_CHECKS: list[tuple[str, str, str, str]] = [
-    (
+@dataclass(frozen=True, slots=True)
+class _SqlCheck:
+    """A promise, the query whose rows break it, and how such a row reads."""
+
+    name: str
+    promise: str
+    query: str
+    text: str
+
+
+# In the queries 16384 and 32768 are S_IFDIR and S_IFREG, 61440 is S_IFMT, inode 1 is the root.
+_SQL_CHECKS = (
+    _SqlCheck(
         "names-lead-somewhere",
         "every name leads to an inode",
-        "SELECT d.parent, d.name, d.ino FROM dirents d LEFT JOIN inodes i USING(ino) WHERE i.ino IS NULL",
+        """SELECT d.parent, d.name, d.ino FROM dirents d LEFT JOIN inodes i USING(ino)
+           WHERE i.ino IS NULL""",
         "directory {0}: {1!r} leads to inode {2}, which does not exist",
     ),
-    (
+    _SqlCheck(
         "names-lie-in-directories",
         "every name lies in a directory",
-        "SELECT d.parent, d.name FROM dirents d LEFT JOIN inodes i ON i.ino = d.parent "
-        "WHERE i.ino IS NULL OR (i.mode & 61440) <> 16384",
+        """SELECT d.parent, d.name FROM dirents d LEFT JOIN inodes i ON i.ino = d.parent
+           WHERE i.ino IS NULL OR (i.mode & 61440) <> 16384""",
         "{1!r} lies in {0}, which is no directory",
     ),
-    (
+    _SqlCheck(
         "links-are-counted",
         "a file has as many links as names",
-        "SELECT i.ino, i.nlink, count(d.ino) FROM inodes i LEFT JOIN dirents d USING(ino) "
-        "WHERE (i.mode & 61440) <> 16384 GROUP BY i.ino HAVING i.nlink <> count(d.ino)",
+        """SELECT i.ino, i.nlink, count(d.ino) FROM inodes i LEFT JOIN dirents d USING(ino)
+           WHERE (i.mode & 61440) <> 16384 GROUP BY i.ino HAVING i.nlink <> count(d.ino)""",
         "inode {0} has {1} links and {2} names",
     ),
-    (
+    _SqlCheck(
         "directories-have-one-name",
         "a directory in use has one name, in the directory it calls its parent",
-        f"SELECT i.ino, count(d.ino), min(d.parent), i.parent FROM inodes i LEFT JOIN dirents d USING(ino) "
-        f"WHERE (i.mode & 61440) = 16384 AND i.ino <> {ROOT_INO} AND i.nlink > 0 GROUP BY i.ino "
-        "HAVING count(d.ino) <> 1 OR min(d.parent) <> i.parent",
+        """SELECT i.ino, count(d.ino), min(d.parent), i.parent
+           FROM inodes i LEFT JOIN dirents d USING(ino)
+           WHERE (i.mode & 61440) = 16384 AND i.ino <> 1 AND i.nlink > 0 GROUP BY i.ino
+           HAVING count(d.ino) <> 1 OR min(d.parent) <> i.parent""",
         "directory {0} has {1} names, in {2}, and calls {3} its parent",
     ),
-    (
+    _SqlCheck(
         "entries-are-counted",
         "a directory knows how many entries it has",
-        "SELECT i.ino, i.children, count(d.ino) FROM inodes i LEFT JOIN dirents d ON d.parent = i.ino "
-        "WHERE (i.mode & 61440) = 16384 GROUP BY i.ino HAVING i.children <> count(d.ino)",
+        """SELECT i.ino, i.children, count(d.ino)
+           FROM inodes i LEFT JOIN dirents d ON d.parent = i.ino
+           WHERE (i.mode & 61440) = 16384 GROUP BY i.ino HAVING i.children <> count(d.ino)""",
         "directory {0} counts {1} entries and has {2}",
     ),
-    (
+    _SqlCheck(
         "subdirectories-are-counted",
         "a directory in use has two links and one for each subdirectory",
-        "SELECT i.ino, i.nlink, count(s.ino) FROM inodes i LEFT JOIN "
-        "(SELECT d.parent, c.ino FROM dirents d JOIN inodes c USING(ino) "
-        "WHERE (c.mode & 61440) = 16384) s ON s.parent = i.ino "
-        "WHERE (i.mode & 61440) = 16384 AND i.nlink > 0 "
-        "GROUP BY i.ino HAVING i.nlink <> 2 + count(s.ino)",
+        """SELECT i.ino, i.nlink, count(s.ino) FROM inodes i LEFT JOIN
+           (SELECT d.parent, c.ino FROM dirents d JOIN inodes c USING(ino)
+            WHERE (c.mode & 61440) = 16384) s ON s.parent = i.ino
+           WHERE (i.mode & 61440) = 16384 AND i.nlink > 0
+           GROUP BY i.ino HAVING i.nlink <> 2 + count(s.ino)""",
         "directory {0} has {1} links and {2} subdirectories",
     ),
-    (
+    _SqlCheck(
         "numbers-are-below-the-counters",
         "no inode number or cookie is beyond the counter that gives them out",
-        "SELECT 'inode', max(ino) FROM inodes HAVING max(ino) >= (SELECT value FROM meta WHERE key = 'next_ino') "
-        "UNION ALL SELECT 'cookie', max(cookie) FROM dirents "
-        "HAVING max(cookie) >= (SELECT value FROM meta WHERE key = 'next_cookie')",
+        """SELECT 'inode', max(ino) FROM inodes
+           HAVING max(ino) >= (SELECT value FROM meta WHERE key = 'next_ino')
+           UNION ALL SELECT 'cookie', max(cookie) FROM dirents
+           HAVING max(cookie) >= (SELECT value FROM meta WHERE key = 'next_cookie')""",
         "{0} {1} is beyond its counter",
     ),
-    (
+    _SqlCheck(
         "inodes-are-counted",
         "the number of inodes is known",
-        "SELECT value, n FROM meta, (SELECT count(*) n FROM inodes) WHERE key = 'inodes' AND value <> n",
+        """SELECT value, n FROM meta, (SELECT count(*) n FROM inodes)
+           WHERE key = 'inodes' AND value <> n""",
         "{0} counted, {1} there",
     ),
-    (
+    _SqlCheck(
         "segments-have-files",
         "only files have content",
-        "SELECT DISTINCT s.ino FROM segments s LEFT JOIN inodes i USING(ino) "
-        "WHERE i.ino IS NULL OR (i.mode & 61440) <> 32768",
+        """SELECT DISTINCT s.ino FROM segments s LEFT JOIN inodes i USING(ino)
+           WHERE i.ino IS NULL OR (i.mode & 61440) <> 32768""",
         "inode {0} has content and is no file",
     ),
-    (
+    _SqlCheck(
         "allocation-is-counted",
         "a file knows how many of its bytes are not holes",
-        "SELECT i.ino, i.allocated, coalesce(sum(s.bytes), 0) FROM inodes i LEFT JOIN segments s USING(ino) "
-        "WHERE (i.mode & 61440) = 32768 GROUP BY i.ino HAVING i.allocated <> coalesce(sum(s.bytes), 0)",
+        """SELECT i.ino, i.allocated, coalesce(sum(s.bytes), 0)
+           FROM inodes i LEFT JOIN segments s USING(ino) WHERE (i.mode & 61440) = 32768
+           GROUP BY i.ino HAVING i.allocated <> coalesce(sum(s.bytes), 0)""",
         "inode {0} counts {1} bytes and has {2}",
     ),
-    (
+    _SqlCheck(
         "attributes-have-inodes",
         "extended attributes belong to inodes that know of them",
-        "SELECT x.ino, x.name FROM xattrs x LEFT JOIN inodes i USING(ino) WHERE i.ino IS NULL OR i.flags & 1 = 0",
+        """SELECT x.ino, x.name FROM xattrs x LEFT JOIN inodes i USING(ino)
+           WHERE i.ino IS NULL OR i.flags & 1 = 0""",
         "attribute {1!r} of inode {0}",
     ),
-]
+    _SqlCheck(
+        "directories-are-reachable",
+        "every directory in use leads up to the root",
+        """WITH RECURSIVE below(ino) AS (VALUES(1) UNION
+           SELECT i.ino FROM below b JOIN dirents d ON d.parent = b.ino
+           JOIN inodes i ON i.ino = d.ino WHERE (i.mode & 61440) = 16384)
+           SELECT ino FROM inodes WHERE (mode & 61440) = 16384 AND nlink > 0
+           AND ino NOT IN (SELECT ino FROM below)""",
+        "directory {0} is not below the root",
+    ),
+)
 
 
 def check_tree(connection: apsw.Connection) -> list[Finding]:
     """Names, links, counters and attributes."""
     findings = []
-    for name, promise, sql, text in _SQL_CHECKS:
-        rows = connection.execute(f"{sql} LIMIT {_PROBLEMS_MAX}").fetchall()
-        findings.append(Finding(name, promise, tuple(text.format(*row) for row in rows)))
-    problems = tuple(_unreachable(connection))
-    findings.append(
-        Finding("directories-are-reachable", "every directory leads up to the root", problems)
-    )
+    for check in _SQL_CHECKS:
+        cursor = connection.execute(check.query)
+        problems = tuple(check.text.format(*row) for row in itertools.islice(cursor, _PROBLEMS_MAX))
+        cursor.close(True)
+        findings.append(Finding(check.name, check.promise, problems))
     return findings
-
-
-def _unreachable(connection: apsw.Connection) -> Iterator[str]:
-    """Directories from which the way up does not end at the root: those on or below a cycle."""
-    rows = connection.execute(
-        f"WITH RECURSIVE below(ino) AS (VALUES({ROOT_INO}) UNION "
-        "SELECT i.ino FROM below b JOIN dirents d ON d.parent = b.ino "
-        "JOIN inodes i ON i.ino = d.ino WHERE (i.mode & 61440) = 16384) "
-        "SELECT ino FROM inodes WHERE (mode & 61440) = 16384 AND nlink > 0 "
-        f"AND ino NOT IN (SELECT ino FROM below) LIMIT {_PROBLEMS_MAX}"
-    )
-    for (ino,) in rows.fetchall():
-        yield f"directory {ino} is not below the root"
 
 
 def check_content(connection: apsw.Connection, store: BlockStore) -> list[Finding]:
@@ -144,7 +157,8 @@ def check_content(connection: apsw.Connection, store: BlockStore) -> list[Findin
     shape: list[str] = []
     missing: list[str] = []
     rows = connection.execute(
-        "SELECT s.ino, s.segment, s.bytes, s.extents, i.size FROM segments s JOIN inodes i USING(ino)"
+        "SELECT s.ino, s.segment, s.bytes, s.extents, i.size "
+        "FROM segments s JOIN inodes i USING(ino)"
     )
     for batch in _batches(rows, 64):
         known = store.contains({ChunkId(c) for row in batch for c in chunk_ids(row[3])})

@@ -96,7 +96,7 @@ def _door(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         except OrbitError as error:
             counters[1] += 1
             if isinstance(error, _NOISY):
-                log.error("request failed", op=name, error=str(error), inode=args[:1])
+                log.warning("request failed", op=name, error=str(error), inode=args[:1])
             raise FUSEError(errno_of(error)) from None
         except Exception:
             counters[1] += 1
@@ -128,7 +128,7 @@ def _attributes(inode: Inode, timeout: float) -> EntryAttributes:
 
 
 def _listed_attributes(row: Sequence[Any], timeout: float) -> EntryAttributes:
-    """From a row (cookie, name, *INODE_COLUMNS), for inodes that need not be loaded to be listed."""
+    """From a row (cookie, name, *INODE_COLUMNS): inodes need not be loaded to be listed."""
     entry = EntryAttributes()
     entry.st_ino = row[2]
     entry.generation = row[3]

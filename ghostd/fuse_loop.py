@@ -1,13 +1,14 @@
 """How pyfuse3's workers wait for the next request: in the kernel first, through trio second.
 
-pyfuse3 waits with `trio.lowlevel.wait_readable` under a `trio.Lock`. For each request that costs two passes through trio's run
-loop, two `epoll_wait`, one `epoll_ctl`, and the hand-over of the lock to another worker. But the next request of a
-busy client comes within tens of microseconds, so the worker that has just answered waits for it right there, in
-`select`, which releases the GIL; only when nothing comes does it go through trio. Measured on two cores: creating, writing and
-closing a 4 KiB file takes 131 µs instead of 340 µs.
+pyfuse3 waits with `trio.lowlevel.wait_readable` under a `trio.Lock`. For each request that costs
+two passes through trio's run loop, two `epoll_wait`, one `epoll_ctl`, and the hand-over of the lock
+to another worker. But the next request of a busy client comes within tens of microseconds, so the
+worker that has just answered waits for it right there, in `select`, which releases the GIL; only
+when nothing comes does it go through trio. Measured on two cores: creating, writing and closing a 4
+KiB file takes 131 µs instead of 340 µs.
 
-pyfuse3 looks its trio up in its own module, so that `pyfuse3.asyncio` can put another loop there; `install` uses
-that door and changes nothing but these two waits.
+pyfuse3 looks its trio up in its own module, so that `pyfuse3.asyncio` can put another loop there;
+`install` uses that door and changes nothing but these two waits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ IN_A_ROW_MAX: Final = 64
 
 
 class _BargingLock:
-    """A lock that its last holder may take again before a waiter has run, so that it need not be handed over."""
+    """A lock that its last holder may take again before a waiter has run: no hand-over."""
 
     def __init__(self) -> None:
         self._held = False
@@ -44,7 +45,8 @@ class _BargingLock:
         trace: TracebackType | None,
     ) -> None:
         self._held = False
-        # Whoever wakes up finds the lock taken again, unless this task has begun to wait for something else.
+        # Whoever wakes up finds the lock taken again, unless this task has begun to wait for
+        # something else.
         if self._waiters:
             self._waiters.unpark()
 
@@ -80,4 +82,4 @@ class _Trio:
 
 def install() -> None:
     """Have pyfuse3 wait our way; before `pyfuse3.main`."""
-    pyfuse3.trio = _Trio()
+    vars(pyfuse3)["trio"] = _Trio()

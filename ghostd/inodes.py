@@ -29,8 +29,8 @@ FLAG_XATTRS = 1  # the inode has extended attributes
 class Inode:
     """One inode, loaded from its row or new. Mutable; owned by `Filesystem`.
 
-    Times are nanoseconds since 1970, sizes bytes. `parent` and `children` are kept for directories only
-    (`parent` is 0 for everything else). `allocated` counts the bytes that are not holes.
+    Times are nanoseconds since 1970, sizes bytes. `parent` and `children` are kept for directories
+    only (`parent` is 0 for everything else). `allocated` counts the bytes that are not holes.
     """
 
     __slots__ = (
@@ -110,18 +110,20 @@ class Inode:
 
     @property
     def is_dir(self) -> bool:
+        """A directory."""
         return stat.S_ISDIR(self.mode)
 
     @property
     def is_file(self) -> bool:
+        """A regular file."""
         return stat.S_ISREG(self.mode)
 
 
 class LookupCounts:
     """How often the kernel holds each inode number: a sparse array of counters.
 
-    The kernel may hold millions of inodes; a dict would take 100 bytes for each. Inode numbers are dense, so
-    pages of 256 four-byte counters take 4 to 8.
+    The kernel may hold millions of inodes; a dict would take 100 bytes for each. Inode numbers are
+    dense, so pages of 256 four-byte counters take 4 to 8.
     """
 
     PAGE = 256

@@ -9,8 +9,8 @@ from pathlib import Path
 import apsw
 import trio
 
-from blockstore import collect
 from blockstore.check import CheckResult
+from blockstore.collect import CollectReport as StoreReport
 from blockstore.disk import Disk, DiskFile
 from blockstore.errors import OrbitError
 from blockstore.ids import ChunkId
@@ -37,6 +37,7 @@ class Keeper:
         self,
         folder: Path,
         disk: Disk,
+        *,
         store: BlockStore,
         namespace: Namespace,
         tree: Tree,
@@ -49,7 +50,8 @@ class Keeper:
         self._namespace = namespace
         self._threads = threads
         self._lock = trio.Lock()
-        # Kept open until the end: closing any descriptor of the file would drop SQLite's locks on it.
+        # Kept open until the end: closing any descriptor of the file would drop SQLite's locks on
+        # it.
         self._database: DiskFile = disk.open(folder / FILE_NAME)
         self.copied_epoch = 0
 
@@ -66,7 +68,10 @@ class Keeper:
             self._namespace.end_snapshot(snapshot)
 
     async def _copy(self, *, keep: int) -> apsw.Connection:
-        """A copy, and a snapshot of the very state that is in it. Commits go on meanwhile, checkpoints wait."""
+        """A copy, and a snapshot of the very state that is in it.
+
+        Commits go on meanwhile, checkpoints wait.
+        """
         writeback, threads = self.writeback, self._threads
         async with writeback.paused():
             if not await threads.run("commit", self._namespace.checkpoint):
@@ -97,12 +102,13 @@ class Keeper:
     async def collect(self, waste_max: float, *, dry_run: bool) -> CollectReport:
         """Free the chunks that neither the tree nor its newest copy needs.
 
-        Live is what one snapshot names, and whatever was stored or bound since before it (`begin_touch`). The
-        snapshot is the state that a fresh copy holds, so that `--recover` finds every chunk; older copies are given up.
+        Live is what one snapshot names, and whatever was stored or bound since before it
+        (`begin_touch`). The snapshot is the state that a fresh copy holds, so that `--recover`
+        finds every chunk; older copies are given up.
         """
         began = time.monotonic()
         async with self._lock:
-            self.store.begin_touch()
+            await self._threads.run("maintenance", self.store.begin_touch)
             try:
                 await self.writeback.commit()
                 if dry_run:
@@ -119,18 +125,15 @@ class Keeper:
                 self.store.end_touch()
         return CollectReport(
             dry_run=dry_run,
-            packs=report.packs,
+            live_chunks=report.live_chunks,
+            packs_condemned=len(report.plan.condemned),
             packs_removed=report.packs_removed,
-            packs_rewritten=report.packs_rewritten,
-            chunks_removed=report.chunks_removed,
-            bytes_freed=report.bytes_freed,
-            bytes_rewritten=report.bytes_copied,
+            bytes_freed=report.plan.bytes_to_free if dry_run else report.bytes_freed,
+            bytes_copied=report.plan.bytes_to_copy if dry_run else report.bytes_copied,
             seconds=time.monotonic() - began,
         )
 
-    def _collect(
-        self, snapshot: apsw.Connection, waste_max: float, dry_run: bool
-    ) -> collect.CollectReport:
+    def _collect(self, snapshot: apsw.Connection, waste_max: float, dry_run: bool) -> StoreReport:
         try:
             return self.store.collect(
                 _as_ids(chunk_roots(snapshot)), dry_run=dry_run, waste_max=waste_max

@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
 def _settle_interpreter() -> None:
     # Worker threads hold the GIL for up to this long while a request waits; 5 ms is the default.
     sys.setswitchinterval(0.0005)
-    # Full collections over a large heap stop the world for tens of milliseconds and free nothing: reference
-    # counts do the work here.
+    # Full collections over a large heap stop the world for tens of milliseconds and free nothing:
+    # reference counts do the work here.
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
     os.umask(0o077)
@@ -119,7 +119,7 @@ def _recover(state: Path, config: Config) -> int:
         store.close()
     sys.stdout.write(
         f"{state}: the namespace is back as of {copy.taken_ns // 10**9} s since 1970 "
-        f"({copy.bytes:,} bytes); what was there is kept beside it as namespace.db*.damaged-*. "
+        f"({copy.size_bytes:,} bytes); what was there is kept beside it as *.damaged-*. "
         "Start ghostd and run orbit-ctl check.\n"
     )
     return 0
@@ -171,12 +171,12 @@ class Daemon:
         stack.callback(store.close)
         if not Namespace.exists(self._state, self._disk) and store.stats().packs:
             raise StateMissing(
-                f"{self._state} has packs but no namespace.db: it was removed or never finished. "
+                f"{self._state} has packs but no namespace.db: it was lost or never finished. "
                 f"Bring the tree back with: ghostd --recover --state {self._state}"
             )
         namespace = Namespace.open(self._state, self._disk)
-        keeper: list[Keeper] = []
-        stack.callback(lambda: [each.close() for each in keeper])
+        # Its descriptor of the database file may be closed only after the database has been.
+        keepers = stack.enter_context(ExitStack())
         stack.callback(namespace.close)
         tree = self._tree = Tree(
             namespace,
@@ -207,9 +207,15 @@ class Daemon:
         filesystem = Filesystem(tree, writeback, self._reader, groups_of=supplementary_groups)
         self._operations = Operations(filesystem, timeout_s=config.mount.attr_timeout_s)
         self._keeper = Keeper(
-            self._state, self._disk, store, namespace, tree, writeback, self._threads
+            self._state,
+            self._disk,
+            store=store,
+            namespace=namespace,
+            tree=tree,
+            writeback=writeback,
+            threads=self._threads,
         )
-        keeper.append(self._keeper)
+        keepers.callback(self._keeper.close)
         self._control = DaemonControl(
             mount=self._mount,
             folder=self._state,
@@ -249,7 +255,8 @@ class Daemon:
             nursery.cancel_scope.cancel()
 
     async def _get_ready(self) -> None:
-        # The mount answers its first request only after the kernel and we have agreed on a protocol.
+        # The mount answers its first request only after the kernel and we have agreed on a
+        # protocol.
         await trio.to_thread.run_sync(os.stat, self._mount, abandon_on_cancel=True)
         mount = self._config.mount
         await trio.to_thread.run_sync(

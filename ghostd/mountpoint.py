@@ -1,4 +1,7 @@
-"""The mount point: what may become one, clearing a dead mount, and the kernel's knobs of a live one."""
+"""The mount point.
+
+What may become one, clearing a dead mount, and the kernel's knobs of a live one.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,10 @@ def _dead(mount: Path) -> bool:
 
 
 def unmount(mount: Path, *, lazy: bool) -> bool:
-    """Unmount; `lazy` detaches a busy mount and ends when its last file is closed. Whether it worked."""
+    """Unmount; `lazy` detaches a busy mount and ends when its last file is closed.
+
+    Whether it worked.
+    """
     if os.geteuid() == 0:
         if _LIBC.umount2(os.fsencode(mount), _MNT_DETACH if lazy else 0) == 0:
             return True
@@ -103,7 +109,10 @@ def unmount(mount: Path, *, lazy: bool) -> bool:
 
 
 def sync_kernel(mount: Path) -> None:
-    """Have the kernel hand over the dirty pages it holds for the mount. Blocks: not for the FUSE loop."""
+    """Have the kernel hand over the dirty pages it holds for the mount. Blocks.
+
+    Not for the FUSE loop.
+    """
     fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if _LIBC.syncfs(fd) != 0:

@@ -1,7 +1,8 @@
 """`namespace.db`: loads what the filesystem asks for, and applies one epoch in one transaction.
 
-Two connections: `Namespace` reads on the trio thread through a read-only one; `apply` runs in the commit thread on
-the only one that writes. On a disk whose SQLite VFS has no shared memory (the simulated one) both are the same.
+Two connections: `Namespace` reads on the trio thread through a read-only one; `apply` runs in the
+commit thread on the only one that writes. On a disk whose SQLite VFS has no shared memory (the
+simulated one) both are the same.
 """
 
 from __future__ import annotations
@@ -97,7 +98,10 @@ def connect(path: Path, disk: Disk, *, cache_kib: int, read_only: bool = False) 
 
 
 class Namespace:
-    """The durable tree. Reading methods belong to one thread, `apply` and `checkpoint` to another."""
+    """The durable tree.
+
+    Reading methods belong to one thread, `apply` and `checkpoint` to another.
+    """
 
     def __init__(
         self, path: Path, disk: Disk, writer: apsw.Connection, reader: apsw.Connection
@@ -108,10 +112,11 @@ class Namespace:
         self._shared = writer is reader
         self._disk = disk
         self._find = "SELECT cookie, ino FROM dirents WHERE parent = ? AND name = ?"
-        self._load = f"SELECT {INODE_COLUMNS} FROM inodes WHERE ino = ?"
+        self._load = f"SELECT {INODE_COLUMNS} FROM inodes WHERE ino = ?"  # noqa: S608  a constant
         columns = ", ".join(f"i.{c.strip()}" for c in INODE_COLUMNS.split(","))
         self._list = (
-            f"SELECT d.cookie, d.name, {columns} FROM dirents d JOIN inodes i ON i.ino = d.ino "
+            f"SELECT d.cookie, d.name, {columns} FROM dirents d "  # noqa: S608  constants
+            "JOIN inodes i ON i.ino = d.ino "
             "WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?"
         )
 
@@ -171,7 +176,10 @@ class Namespace:
         )
 
     def begin_generation(self) -> int:
-        """Count one more mount, durably: inode numbers lost in a crash come back under a new generation."""
+        """Count one more mount, durably.
+
+        Inode numbers lost in a crash come back under a new generation.
+        """
         try:
             self._writer.execute(
                 "UPDATE meta SET value = value + 1 WHERE key = 'generation'"
@@ -180,7 +188,7 @@ class Namespace:
         except apsw.Error as error:
             raise translated(error, self.path) from error
 
-    # --- reading (trio thread) ---------------------------------------------------------------------
+    # --- reading (trio thread) -------------------------------------------------------------------
 
     def find(self, parent: int, name: bytes) -> tuple[int, int] | None:
         """(cookie, inode number) of a name."""
@@ -199,8 +207,8 @@ class Namespace:
         except apsw.Error as error:
             raise translated(error, self.path) from error
 
-    def list(self, parent: int, after: int, limit: int) -> list[tuple[object, ...]]:
-        """Rows (cookie, name, *INODE_COLUMNS) of the entries whose cookies follow `after`, ascending."""
+    def entries(self, parent: int, after: int, limit: int) -> list[tuple[object, ...]]:
+        """Rows (cookie, name, *INODE_COLUMNS) of the entries behind cookie `after`, in order."""
         try:
             return self._reader.execute(self._list, (parent, after, limit)).fetchall()
         except apsw.Error as error:
@@ -219,9 +227,10 @@ class Namespace:
     def segment_sizes(self, ino: int, first: int) -> Sequence[tuple[int, int]]:
         """(segment, bytes that are not holes) from segment `first` on."""
         try:
-            return self._reader.execute(
+            rows = self._reader.execute(
                 "SELECT segment, bytes FROM segments WHERE ino = ? AND segment >= ?", (ino, first)
             ).fetchall()
+            return cast("list[tuple[int, int]]", rows)
         except apsw.Error as error:
             raise translated(error, self.path) from error
 
@@ -238,7 +247,7 @@ class Namespace:
         """Inodes that were open and without a name when the daemon ended."""
         return [ino for (ino,) in self._reader.execute("SELECT ino FROM inodes WHERE nlink = 0")]
 
-    # --- writing (commit thread) -------------------------------------------------------------------
+    # --- writing (commit thread) -----------------------------------------------------------------
 
     def apply(self, changes: EpochChanges) -> None:
         """One epoch, in one durable transaction. On an error nothing of it is kept."""
@@ -259,8 +268,9 @@ class Namespace:
         many = self._writer.executemany
         if changes.dead:
             dead = [(ino,) for ino in changes.dead]
-            for table in ("inodes", "segments", "xattrs"):
-                _drain(many(f"DELETE FROM {table} WHERE ino = ?", dead))
+            _drain(many("DELETE FROM inodes WHERE ino = ?", dead))
+            _drain(many("DELETE FROM segments WHERE ino = ?", dead))
+            _drain(many("DELETE FROM xattrs WHERE ino = ?", dead))
         if changes.cuts:
             _drain(many("DELETE FROM segments WHERE ino = ? AND segment >= ?", changes.cuts))
         if changes.segments:
@@ -315,7 +325,7 @@ class Namespace:
     def checkpoint(self) -> bool:
         """Move the log into the database file; whether all of it went."""
         try:
-            _, in_log, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            _, in_log, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()[0]
         except apsw.Error as error:
             raise translated(error, self.path) from error
         return bool(in_log == moved)
@@ -336,7 +346,7 @@ class Namespace:
                 self._writer.execute("ROLLBACK").fetchall()
             raise translated(error, self.path) from error
 
-    # --- whole scans (maintenance thread, a connection of their own) ---------------------------------
+    # --- whole scans (maintenance thread, a connection of their own) -----------------------------
 
     def snapshot(self) -> apsw.Connection:
         """A connection that goes on seeing the tree as it is now; give it back to `end_snapshot`.

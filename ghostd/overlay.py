@@ -1,8 +1,8 @@
 """Names changed since the last commit, laid over the database's. Pure.
 
-A directory's delta keeps its names in the order of their cookies, so that `readdir` merges it with a page of the
-database by bisection. Every name carries the epoch of its last change: when an epoch is committed, the names that have not
-changed since are dropped, and the database shows the same.
+A directory's delta keeps its names in the order of their cookies, so that `readdir` merges it with
+a page of the database by bisection. Every name carries the epoch of its last change: when an epoch
+is committed, the names that have not changed since are dropped, and the database shows the same.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class DirectoryDelta:
             self._stale = 0
 
     def after(self, cookie: int) -> Iterator[tuple[int, bytes, int]]:
-        """(cookie, name, inode number) of the names shown, from the first cookie beyond `cookie` on."""
+        """(cookie, name, inode number) of the names shown behind `cookie`, in order."""
         cookies = self._cookies
         for index in range(bisect_right(cookies, cookie), len(cookies)):
             at = cookies[index]

@@ -1,8 +1,10 @@
-"""Reads: extents → chunks → bytes, one flight for each chunk, and read-ahead for sequential readers.
+"""Reads.
 
-What is in memory (pieces, decoded chunks) is answered without leaving the trio thread; so is one chunk whose bytes the
-kernel has in its page cache. Everything else is one call into a worker thread, which reads neighbouring records of a
-pack together.
+Extents → chunks → bytes, one flight for each chunk, and read-ahead for sequential readers.
+
+What is in memory (pieces, decoded chunks) is answered without leaving the trio thread; so is one
+chunk whose bytes the kernel has in its page cache. Everything else is one call into a worker
+thread, which reads neighbouring records of a pack together.
 """
 
 from __future__ import annotations
@@ -58,7 +60,10 @@ class _Flight:
 
 
 class _Stream:
-    """How a file is being read: where the next sequential read would begin, and what is fetched ahead."""
+    """How a file is being read.
+
+    Where the next sequential read would begin, and what is fetched ahead.
+    """
 
     __slots__ = ("ahead_to", "busy", "next", "run")
 
@@ -106,7 +111,8 @@ class Reader:
     async def read(self, inode: Inode, offset: int, size: int) -> bytes | memoryview:
         """Up to `size` bytes at `offset`, fewer only at the end of the file.
 
-        Raises ChunkDamaged or ChunkMissing where bytes are lost, ReadTimeout where the disk does not answer.
+        Raises ChunkDamaged or ChunkMissing where bytes are lost, ReadTimeout where the disk does
+        not answer.
         """
         end = min(offset + size, inode.size)
         if end <= offset:
@@ -158,8 +164,7 @@ class Reader:
                 return found
         self.stats.from_disk += 1
         with trio.move_on_after(self._options.deadline_s):
-            found.update(await self._fetch(list(dict.fromkeys(missing))))
-            return found
+            return found | await self._fetch(list(dict.fromkeys(missing)))
         raise ReadTimeout(
             f"the disk did not answer within {self._options.deadline_s:g} s; look at the kernel log"
         )
@@ -170,21 +175,21 @@ class Reader:
         others = [(i, self._flights[i]) for i in wanted if i in self._flights]
         mine = [i for i in wanted if i not in self._flights]
         if mine:
-            found.update(await self._fly(mine))
+            found |= await self._fly(mine)
         for chunk_id, flight in others:
             await flight.landed.wait()
             if flight.data is None:  # the other one failed; it is our turn to find out why
-                found.update(await self._fetch([chunk_id]))
+                found[chunk_id] = (await self._fetch([chunk_id]))[chunk_id]
             else:
                 found[chunk_id] = flight.data
         return found
 
-    async def _fly(self, ids: list[ChunkId]) -> dict[ChunkId, bytes]:
+    async def _fly(self, ids: list[ChunkId]) -> dict[bytes, bytes]:
         flights = {chunk_id: _Flight() for chunk_id in ids}
         self._flights.update(flights)
-        found: dict[ChunkId, bytes] = {}
+        found: dict[bytes, bytes] = {}
         try:
-            found = await self._threads.run("read", self._store.fetch, ids)
+            found.update((await self._threads.run("read", self._store.fetch, ids)).items())
             return found
         finally:
             for chunk_id, flight in flights.items():

@@ -1,6 +1,7 @@
 """Turns runs of pieces into chunks: what is cut where, and which extents come of it.
 
-Runs in worker threads on what it is given; touches no map. `plan_cuts` is pure and holds the decisions.
+Runs in worker threads on what it is given; touches no map. `plan_cuts` is pure and holds the
+decisions.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from blockstore.ids import ChunkId
 from blockstore.store import BlockStore
 from ghostd.filemap import Extent, Origin, Piece, Tail, origin
 
-# How much of a run is cut, hashed and stored in one go: large enough that the call costs nothing, small enough that
-# two workers share a stream and buffers stay in the cache hierarchy.
+# How much of a run is cut, hashed and stored in one go: large enough that the call costs nothing,
+# small enough that two workers share a stream and buffers stay in the cache hierarchy.
 BATCH_BYTES = 8 << 20
 
 # More fragments since the last cut than this are stored as one chunk with what is appended.
@@ -35,10 +36,12 @@ class Run:
 
     @property
     def start(self) -> int:
+        """Offset in the file of the first piece."""
         return self.parts[0][0]
 
     @property
     def end(self) -> int:
+        """Offset in the file behind the last piece."""
         return self.parts[-1][1]
 
     def origins(self) -> set[Origin]:
@@ -48,7 +51,7 @@ class Run:
     def bytes(self) -> bytes:
         """Prefix and pieces in one buffer."""
         if not self.prefix and len(self.parts) == 1:
-            start, end, source, offset = self.parts[0]
+            start, end, source, _ = self.parts[0]
             assert isinstance(source, Piece)
             if end - start == len(source.data):
                 return source.data
@@ -75,9 +78,10 @@ def plan_cuts(
 ) -> tuple[list[tuple[int, int]], int]:
     """Which [start, end) of the file become chunks, and where the last cut is.
 
-    `lengths` are the chunks of the bytes from `base` on; the last one ends where the bytes end, not at a cut, so it
-    is stored only when the run is `final`. Where it began before `start`, in bytes that are stored as `fragments`
-    already, only what is new is stored, unless there are many of them.
+    `lengths` are the chunks of the bytes from `base` on; the last one ends where the bytes end, not
+    at a cut, so it is stored only when the run is `final`. Where it began before `start`, in bytes
+    that are stored as `fragments` already, only what is new is stored, unless there are many of
+    them.
     """
     spans = []
     position = base

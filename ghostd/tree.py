@@ -1,9 +1,13 @@
-"""The live tree in memory: cached inodes, the overlay of changed names, and what each epoch has changed.
+"""The live tree in memory.
 
-Owned by the trio thread; nothing here awaits. Between two barriers everything that changes is collected;
-`freeze` copies it out at one instant, so that a commit holds exactly the operations before it (docs/adr/0001-commits-by-epoch.md).
+Cached inodes, the overlay of changed names, and what each epoch has changed.
 
-An inode stays in memory while it is open, while it differs from the database, or while there is room (a clock over `inodes_max`).
+Owned by the trio thread; nothing here awaits. Between two barriers everything that changes is
+collected; `freeze` copies it out at one instant, so that a commit holds exactly the operations
+before it (docs/adr/0001-commits-by-epoch.md).
+
+An inode stays in memory while it is open, while it differs from the database, or while there is
+room (a clock over `inodes_max`).
 """
 
 from __future__ import annotations
@@ -169,7 +173,10 @@ class Tree:
         return content
 
     def touch_content(self, inode: Inode, unstored_before: int) -> None:
-        """The file's map has changed in this epoch; it showed `unstored_before` bytes of pieces before."""
+        """The file's map has changed in this epoch.
+
+        It showed `unstored_before` bytes of pieces before.
+        """
         content = inode.content
         assert content is not None
         self.unstored += content.unstored - unstored_before
@@ -204,7 +211,10 @@ class Tree:
         return None if ino == GONE else (cookie, ino)
 
     def set_name(self, parent: int, name: bytes, ino: int, cookie: int = 0) -> None:
-        """Let `name` lead to `ino`; a new cookie unless the one of the name it replaces is given."""
+        """Let `name` lead to `ino`.
+
+        A new cookie unless the one of the name it replaces is given.
+        """
         if not cookie:
             cookie = self.next_cookie
             self.next_cookie += 1
@@ -217,13 +227,16 @@ class Tree:
     def list_page(
         self, parent: int, after: int, below: int, limit: int
     ) -> Iterator[tuple[int, bytes, Inode | None, tuple[object, ...] | None]]:
-        """Entries with cookies between `after` and `below`, ascending: cookie, name, and the inode or its listed row.
+        """Entries with cookies between `after` and `below`, ascending.
 
-        A listed row is (cookie, name, *INODE_COLUMNS). At least `limit` entries where there are as many, and
-        perhaps more; each entry that is there throughout is returned exactly once over successive calls.
+        Cookie, name, and the inode or its listed row.
+
+        A listed row is (cookie, name, *INODE_COLUMNS). At least `limit` entries where there are as
+        many, and perhaps more; each entry that is there throughout is returned exactly once over
+        successive calls.
         """
         delta = self.overlay.directories.get(parent)
-        rows = self.namespace.list(parent, after, limit)
+        rows = self.namespace.entries(parent, after, limit)
         more = len(rows) == limit
         cache = self.cache
         if delta is None:

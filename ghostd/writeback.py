@@ -1,11 +1,12 @@
 """Makes changes durable: streaming ingest, group commits, back-pressure.
 
-One task commits, on request or when the interval has passed; everybody who waits shares the next commit. Another kind of
-task, one a file, ingests long runs of pieces while they are being written. Both place chunks into a
-file's map only where it still shows the pieces they were made from, so writers never wait for them.
+One task commits, on request or when the interval has passed; everybody who waits shares the next
+commit. Another kind of task, one a file, ingests long runs of pieces while they are being written.
+Both place chunks into a file's map only where it still shows the pieces they were made from, so
+writers never wait for them.
 
-Lock order: a file's ingest (`_busy`) → worker threads. A commit waits for a file's ingest before it stores the file's rest;
-an ingest never starts on a file whose map is frozen.
+Lock order: a file's ingest (`_busy`) → worker threads. A commit waits for a file's ingest before it
+stores the file's rest; an ingest never starts on a file whose map is frozen.
 """
 
 from __future__ import annotations
@@ -175,7 +176,10 @@ class Writeback:
             await trio.sleep(self.options.commit_interval_s)  # do not spin on a failing disk
 
     async def commit_once(self) -> int:
-        """One commit of everything up to now; its epoch. On failure the changes stay for the next one."""
+        """One commit of everything up to now; its epoch.
+
+        On failure the changes stay for the next one.
+        """
         async with self._commit_lock:
             if not self.tree.changed:
                 return self.tree.epoch - 1
@@ -217,7 +221,7 @@ class Writeback:
             self._wal_bytes = 0
             await self.threads.run("commit", self.namespace.checkpoint)
 
-    # --- storing what a barrier has frozen -----------------------------------------------------------
+    # --- storing what a barrier has frozen -------------------------------------------------------
 
     async def _store_frozen(self, frozen: FrozenEpoch) -> None:
         pending: list[tuple[Inode, FileMap]] = []
@@ -333,11 +337,15 @@ class Writeback:
                 break  # indexes have moved; the next commit that touches the segment goes on
 
     async def _encode(self, frozen: FrozenEpoch) -> None:
-        """Rows of the changed segments. Before the sync, so that whatever is placed until here is covered by it."""
+        """Rows of the changed segments.
+
+        Before the sync, so that whatever is placed until here is covered by it.
+        """
         rows = frozen.segments
         for count, inode in enumerate(frozen.contents):
             content = inode.content
-            assert content is not None and content.frozen is not None
+            assert content is not None
+            assert content.frozen is not None
             if content.frozen_cut is not None:
                 frozen.cuts.append((inode.ino, content.frozen_cut))
             for number, extents in content.frozen.items():
@@ -346,7 +354,7 @@ class Writeback:
             if count % 256 == 255:
                 await trio.lowlevel.checkpoint()
 
-    # --- ingest while data streams in ----------------------------------------------------------------
+    # --- ingest while data streams in ------------------------------------------------------------
 
     def written(self, inode: Inode, content: FileMap) -> None:
         """Data has been written: start what has become due."""
@@ -389,8 +397,8 @@ class Writeback:
 
     @staticmethod
     def _long_run(content: FileMap, position: int) -> list[Extent] | None:
-        for parts in content.live_runs(position):
-            parts = _from(parts, position)
+        for run in content.live_runs(position):
+            parts = _from(run, position)
             if parts and parts[-1][1] - parts[0][0] >= _INGEST_RUN_MIN:
                 return parts
         return None
@@ -404,7 +412,10 @@ class Writeback:
             self._freed = trio.Event()
 
     async def room(self, length: int) -> None:
-        """Wait until `length` more bytes may be dirty. Raises NoSpaceLeft where the disk could not take them."""
+        """Wait until `length` more bytes may be dirty.
+
+        Raises NoSpaceLeft where the disk could not take them.
+        """
         self.check_space(length)
         while self._over():
             failures = self.stats.failures
@@ -421,7 +432,10 @@ class Writeback:
         )
 
     def check_space(self, length: int) -> None:
-        """Refuse what the disk could not take, with what is dirty already and the reserve. Raises NoSpaceLeft."""
+        """Refuse what the disk could not take, with what is dirty already and the reserve.
+
+        Raises NoSpaceLeft.
+        """
         now = self._monotonic()
         self._space_left -= length + _OP_BYTES
         if self._space_left <= 0 or now - self._space_checked_at > 0.2:

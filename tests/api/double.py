@@ -90,12 +90,11 @@ class DoubleControl:
         self._pass("collect", dry_run, waste_max)
         return CollectReport(
             dry_run=dry_run,
-            packs=4,
+            live_chunks=9,
+            packs_condemned=2,
             packs_removed=1,
-            packs_rewritten=1,
-            chunks_removed=9,
             bytes_freed=1000,
-            bytes_rewritten=500,
+            bytes_copied=500,
             seconds=0.2,
         )
 
