@@ -18,7 +18,7 @@ from blockstore.chunker import ChunkerParams
 from blockstore.disk import Disk
 from blockstore.errors import FormatTooNew, StoreInvalid
 from blockstore.ids import ChunkId, Location, PackId, pack_name, pack_number
-from blockstore.index import Index, IndexDamaged, PackRow, PackState, RootRow
+from blockstore.index import SCRATCH_FILE, Index, IndexDamaged, PackRow, PackState, RootRow
 from blockstore.packfile import (
     FORMAT_VERSION,
     HEADER_BYTES,
@@ -156,6 +156,8 @@ def _write_identity(disk: Disk, folder: Path, identity: Identity) -> None:
 def open_index(disk: Disk, folder: Path, identity: Identity, report: OpenReport) -> Index:
     """Open chunks.db; start an empty one in place of one that is missing or damaged."""
     path = folder / INDEX_FILE
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink(folder / SCRATCH_FILE)
     if disk.exists(path):
         try:
             return Index.load(path, disk.sqlite_vfs, identity.uuid)

@@ -45,6 +45,7 @@ from blockstore.opening import (
     Recovery,
     load_identity,
     open_index,
+    remove_index,
 )
 from blockstore.packfile import RECORD_BYTES, decode_record_header, open_payload
 from blockstore.reader import ChunkCache, PackFiles, Reader
@@ -65,6 +66,13 @@ class StoreOptions:
     pending_chunks_max: int = 32_768  # records in memory before the index is told, some 12 MB
     touch_chunks_max: int = 262_144  # known chunks stored again during one collection
     chunker: ChunkerParams = field(default_factory=ChunkerParams)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what the format or the bounds cannot hold."""
+        if not 4096 <= self.pack_bytes_max <= 1 << 31:
+            raise ValueError(f"pack_bytes_max is 4 KiB to 2 GiB, not {self.pack_bytes_max}")
+        if min(self.open_packs_max, self.pending_chunks_max, self.touch_chunks_max) < 1:
+            raise ValueError("open_packs_max, pending_chunks_max, touch_chunks_max: at least 1")
 
 
 class RootRecord(NamedTuple):
@@ -164,10 +172,25 @@ class BlockStore:
         Torn ends of packs are cut, and a missing or damaged index is rebuilt from the packs.
         Raises StoreLocked, StoreInvalid, FormatTooNew, StorageFull, StorageFailed.
         """
+        return cls._locked(folder, options, disk, rebuild=False)
+
+    @classmethod
+    def rebuild(
+        cls, folder: Path, options: StoreOptions | None = None, disk: Disk | None = None
+    ) -> BlockStore:
+        """Like open(), but throw chunks.db away first and make it anew from the packs alone."""
+        return cls._locked(folder, options, disk, rebuild=True)
+
+    @classmethod
+    def _locked(
+        cls, folder: Path, options: StoreOptions | None, disk: Disk | None, *, rebuild: bool
+    ) -> BlockStore:
         disk = disk if disk is not None else OsDisk()
         disk.mkdir(folder / PACKS_FOLDER)
         lock = disk.lock(folder / LOCK_FILE)
         try:
+            if rebuild:
+                remove_index(disk, folder)
             return cls(folder, options if options is not None else StoreOptions(), disk, lock)
         except BaseException:
             lock.close()
@@ -440,10 +463,15 @@ class BlockStore:
         bytes again repairs them.
         """
         with self._collect_lock:
-            self._writer.flush()
+            border = self._writer.flush()
             with self._index.still():
                 results = Checker(
-                    self.disk, self._packs_folder, self._identity, self._index, data
+                    disk=self.disk,
+                    folder=self._packs_folder,
+                    identity=self._identity,
+                    index=self._index,
+                    border=border,
+                    data=data,
                 ).run()
         names = [ChunkId(name) for result in results for name in result.damaged]
         places = self._index.lookup(names)

@@ -181,6 +181,48 @@ def test_index_is_rebuilt_from_the_packs_alone(open_store: Opener, damage: str) 
     assert_sound(store)
 
 
+def test_rebuild_on_request(open_store: Opener) -> None:
+    store = open_store()
+    ids = store.put(blobs(100))
+    store.close()
+    store = BlockStore.rebuild(store.folder, SMALL)
+    assert store.opened.rebuilt
+    assert store.opened.records_found == 100
+    assert store.contains(ids) == set(ids)
+    assert_sound(store)
+    store.close()
+
+
+def test_check_while_others_write(open_store: Opener) -> None:
+    store = open_store()
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            store.put(blobs(20, seed=number))
+            number += 1
+            if number % 3:
+                store.sync()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(12):
+            assert_sound(store)
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"pack_bytes_max": 1}, {"pack_bytes_max": 1 << 40}, {"open_packs_max": 0}]
+)
+def test_impossible_options_are_refused(bad) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        StoreOptions(**bad)
+
+
 def test_store_file_is_recovered_from_a_pack(open_store: Opener) -> None:
     store = open_store()
     ids = store.put(blobs(10))
