@@ -45,6 +45,7 @@ XATTR_TOTAL_MAX: Final = 16 << 20  # bytes of values on one inode: they are held
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
+_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")  # system. holds the ACLs only
 _DAY_NS = 86_400 * 10**9
 _CLOCK_REALTIME_COARSE: Final = 5  # linux/time.h; `time` has no name for it
 
@@ -552,6 +553,8 @@ class Filesystem:
         if name in (acl.ACCESS, acl.DEFAULT):
             self._set_acl(inode, name, value, caller)
             return
+        if not name.startswith(_NAMESPACES):
+            raise NotSupported
         attributes = self.tree.xattrs(inode)
         names_size = sum(len(n) + 1 for n in attributes if n != name) + len(name) + 1
         values_size = sum(len(v) for n, v in attributes.items() if n != name) + len(value)
@@ -585,6 +588,8 @@ class Filesystem:
         """Remove an attribute. Raises NoAttribute."""
         inode = self.tree.inode(ino)
         if name not in self.tree.xattrs(inode):
+            if name in (acl.ACCESS, acl.DEFAULT):
+                return  # no list is what was asked for; other filesystems agree
             raise NoAttribute
         self.tree.set_xattr(inode, name, None)
         inode.ctime_ns = self._now_ns()
