@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pyfuse3
 import structlog
@@ -54,9 +54,8 @@ ERRNO: dict[type[OrbitError], int] = {
 _PAGE_ENTRIES = 200  # fills a readdir buffer of 32 KiB
 _NOISY = (StorageFull, StorageFailed, ChunkDamaged, ChunkMissing, ReadTimeout)
 
-P = ParamSpec("P")
 T = TypeVar("T")
-Handler = Callable[P, Awaitable[T]]
+Timeouts = tuple[float, float]  # of attributes and of names, seconds
 
 
 class RequestCounters:
@@ -90,8 +89,7 @@ def _door(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         began = clock()
         try:
             return await handler(self, *args)
-        except FUSEError:
-            counters[1] += 1
+        except FUSEError:  # a handler that tells the kernel not to ask again
             raise
         except OrbitError as error:
             counters[1] += 1
@@ -108,12 +106,11 @@ def _door(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
     return enter
 
 
-def _attributes(inode: Inode, timeout: float) -> EntryAttributes:
+def _attributes(inode: Inode, timeouts: Timeouts) -> EntryAttributes:
     entry = EntryAttributes()
     entry.st_ino = inode.ino
     entry.generation = inode.generation
-    entry.entry_timeout = timeout
-    entry.attr_timeout = timeout
+    entry.attr_timeout, entry.entry_timeout = timeouts
     entry.st_mode = inode.mode
     entry.st_nlink = inode.nlink
     entry.st_uid = inode.uid
@@ -127,13 +124,12 @@ def _attributes(inode: Inode, timeout: float) -> EntryAttributes:
     return entry
 
 
-def _listed_attributes(row: Sequence[Any], timeout: float) -> EntryAttributes:
+def _listed_attributes(row: Sequence[Any], timeouts: Timeouts) -> EntryAttributes:
     """From a row (cookie, name, *INODE_COLUMNS): inodes need not be loaded to be listed."""
     entry = EntryAttributes()
     entry.st_ino = row[2]
     entry.generation = row[3]
-    entry.entry_timeout = timeout
-    entry.attr_timeout = timeout
+    entry.attr_timeout, entry.entry_timeout = timeouts
     entry.st_mode = row[4]
     entry.st_uid = row[5]
     entry.st_gid = row[6]
@@ -179,18 +175,20 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = True
 
-    def __init__(self, filesystem: Filesystem, *, timeout_s: float) -> None:
+    def __init__(
+        self, filesystem: Filesystem, *, attr_timeout_s: float, entry_timeout_s: float
+    ) -> None:
         super().__init__()
         self.fs = filesystem
         self.counters = RequestCounters()
-        self._timeout = timeout_s
+        self._timeouts = (attr_timeout_s, entry_timeout_s)
         self._directories: dict[int, _OpenDirectory] = {}
         self._next_directory = 1
 
     def _entry(self, inode: Inode) -> EntryAttributes:
         """The answer to a request that gives the kernel a reference."""
         self.fs.tree.lookups.add(inode.ino)
-        return _attributes(inode, self._timeout)
+        return _attributes(inode, self._timeouts)
 
     # --- names and attributes --------------------------------------------------------------------
 
@@ -203,7 +201,7 @@ class Operations(pyfuse3.Operations):
         except errors.NotFound:
             missing = EntryAttributes()  # inode 0: the kernel remembers that there is nothing
             missing.st_ino = 0
-            missing.entry_timeout = self._timeout
+            missing.entry_timeout = self._timeouts[1]
             return missing
         return self._entry(inode)
 
@@ -214,7 +212,7 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> EntryAttributes:
-        return _attributes(self.fs.tree.inode(inode), self._timeout)
+        return _attributes(self.fs.tree.inode(inode), self._timeouts)
 
     @_door
     async def setattr(
@@ -234,7 +232,7 @@ class Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
-        return _attributes(self.fs.setattr(inode, changes), self._timeout)
+        return _attributes(self.fs.setattr(inode, changes), self._timeouts)
 
     @_door
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -345,15 +343,15 @@ class Operations(pyfuse3.Operations):
         tree = self.fs.tree
         directory = tree.inode(handle.ino)
         reply = pyfuse3.readdir_reply
-        timeout = self._timeout
+        timeouts = self._timeouts
         if start_id == 0:
             handle.below = tree.next_cookie
             self.fs.accessed(directory)
-        if start_id < 1 and not reply(token, b".", _attributes(directory, timeout), 1):
+        if start_id < 1 and not reply(token, b".", _attributes(directory, timeouts), 1):
             return
         if start_id < 2:
             above = tree.inode(directory.parent) if directory.nlink else directory
-            if not reply(token, b"..", _attributes(above, timeout), 2):
+            if not reply(token, b"..", _attributes(above, timeouts), 2):
                 return
         held = tree.lookups.add
         after = start_id
@@ -365,10 +363,10 @@ class Operations(pyfuse3.Operations):
                 count += 1
                 after = cookie
                 if inode is not None:
-                    ino, entry = inode.ino, _attributes(inode, timeout)
+                    ino, entry = inode.ino, _attributes(inode, timeouts)
                 else:
                     assert row is not None
-                    ino, entry = cast("int", row[2]), _listed_attributes(row, timeout)
+                    ino, entry = cast("int", row[2]), _listed_attributes(row, timeouts)
                 if not reply(token, name, entry, cookie):
                     return
                 held(ino)

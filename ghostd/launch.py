@@ -18,16 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ghostd.mountpoint import mounted_at
+from ghostd.mountpoint import mounted_at, serves
 from orbit_socket import default_socket
 
-FSTYPE: Final = "fuse.orbit"
 LOG_NAME: Final = "ghostd.log"
 LOG_BYTES_MAX: Final = 1024 * 1024  # a longer one is put aside at the next start
 LOG_TAIL_BYTES: Final = 4096
 START_TIMEOUT_S: Final = 300.0  # rebuilding an index takes a while; a normal start well under 1 s
 KILL_AFTER_S: Final = 10.0
-PROBE_S: Final = 5.0
 
 
 class LaunchFailed(Exception):
@@ -56,25 +54,6 @@ class Launch:
     def log(self) -> Path:
         """Return where the background daemon's stderr goes."""
         return self.state / LOG_NAME
-
-
-def serves(mount: Path) -> bool:
-    """True if a GhostFS with a living daemon is mounted at exactly `mount`, be it stuck or not.
-
-    Asks for the free space, which the kernel never answers from its caches; attributes it does, for
-    as long as their timeout, also after the daemon's death. In a process that can be killed, since
-    the answer of a stuck daemon never comes.
-    """
-    entry = mounted_at(mount)
-    if entry is None or entry.kind != FSTYPE:
-        return False
-    try:
-        probe = subprocess.run(
-            ["stat", "-f", "--", str(mount)], capture_output=True, timeout=PROBE_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return True
-    return probe.returncode == 0
 
 
 def start(

@@ -27,10 +27,11 @@ from ghostd.filesystem import Filesystem
 from ghostd.fuse import Operations, supplementary_groups
 from ghostd.keeper import Keeper
 from ghostd.logs import configure_logging
-from ghostd.mountpoint import mounted_at, prepare, sync_kernel, tune, unmount
+from ghostd.mountpoint import MountRefused, mounted_at, prepare, sync_kernel, tune, unmount
 from ghostd.namespace import Namespace
 from ghostd.notify import Notifier
 from ghostd.reader import Reader, ReadOptions
+from ghostd.stats_events import log_stats
 from ghostd.threads import WorkerThreads
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback, WritebackOptions
@@ -156,7 +157,7 @@ class Daemon:
             self._mount = prepare(self._mount, self._state)
             self._open(stack)
             fuse_loop.install()
-            pyfuse3.init(self._operations, str(self._mount), self._mount_options())
+            self._attach()
             try:
                 await self._serve()
             finally:
@@ -205,7 +206,11 @@ class Daemon:
             ReadOptions(config.read.read_ahead_bytes, config.read.deadline_s),
         )
         filesystem = Filesystem(tree, writeback, self._reader, groups_of=supplementary_groups)
-        self._operations = Operations(filesystem, timeout_s=config.mount.attr_timeout_s)
+        self._operations = Operations(
+            filesystem,
+            attr_timeout_s=config.mount.attr_timeout_s,
+            entry_timeout_s=config.mount.entry_timeout_s,
+        )
         self._keeper = Keeper(
             self._state,
             self._disk,
@@ -230,6 +235,16 @@ class Daemon:
         self._api.start()
         stack.callback(self._api.stop)
 
+    def _attach(self) -> None:
+        try:
+            pyfuse3.init(self._operations, str(self._mount), self._mount_options())
+        except RuntimeError as error:
+            # libfuse has told the reason on stderr; pyfuse3 only knows that there was one.
+            raise MountRefused(
+                f"{self._mount} could not be mounted ({error}): is /dev/fuse there and open to "
+                "you, and fuse3 installed? allow_other needs user_allow_other in /etc/fuse.conf"
+            ) from error
+
     def _mount_options(self) -> set[str]:
         options = {"default_permissions", "fsname=orbit", "subtype=orbit"}
         if self._config.mount.allow_other:
@@ -245,6 +260,10 @@ class Daemon:
             nursery.start_soon(self._tick)
             nursery.start_soon(self._copy_regularly)
             nursery.start_soon(self._get_ready)
+            if self._config.telemetry.format == "json":
+                nursery.start_soon(
+                    log_stats, self._control, self._config.telemetry.stats_interval_s
+                )
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._watch_signals, serving.cancel_scope)
                 serving.start_soon(self._stop_when_wanted)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ghostd.launch import Launch, LaunchFailed, serves, start
+from ghostd.launch import Launch, LaunchFailed, start
+from ghostd.mountpoint import serves
 
 EXIT_USAGE: Final = 1
 EXIT_FAILED: Final = 32

@@ -22,6 +22,9 @@ log = structlog.get_logger("ghostd.mount")
 
 _LIBC = ctypes.CDLL(None, use_errno=True)  # releases the GIL: the mount must be able to answer
 _MNT_DETACH = 2
+_PROBE_S = 5.0
+
+FSTYPE = "fuse.orbit"
 
 
 class MountRefused(OrbitError):
@@ -55,8 +58,8 @@ def prepare(mount: Path, state: Path) -> Path:
     """
     mount = Path(os.path.abspath(mount))  # noqa: PTH100  resolve() would touch a dead mount
     entry = mounted_at(mount)
-    if entry is not None and entry.kind.startswith("fuse"):
-        if not _dead(mount):
+    if entry is not None and entry.kind == FSTYPE:
+        if serves(mount):
             raise MountRefused(f"{mount} is mounted already; unmount it first: umount {mount}")
         log.warning("clearing a dead mount", mount=str(mount))
         unmount(mount, lazy=True)
@@ -81,13 +84,23 @@ def prepare(mount: Path, state: Path) -> Path:
     return mount
 
 
-def _dead(mount: Path) -> bool:
-    """Whether the daemon behind a mount is gone: the kernel says so at once."""
+def serves(mount: Path) -> bool:
+    """True if a GhostFS with a living daemon is mounted at exactly `mount`, be it stuck or not.
+
+    Asks for the free space, which the kernel never answers from its caches; attributes it does, for
+    as long as their timeout, also after the daemon's death. In a process that can be killed, since
+    the answer of a stuck daemon never comes.
+    """
+    entry = mounted_at(mount)
+    if entry is None or entry.kind != FSTYPE:
+        return False
     try:
-        os.lstat(mount)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        probe = subprocess.run(
+            ["stat", "-f", "--", str(mount)], capture_output=True, timeout=_PROBE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    return probe.returncode == 0
 
 
 def unmount(mount: Path, *, lazy: bool) -> bool:

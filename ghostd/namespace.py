@@ -7,6 +7,7 @@ simulated one) both are the same.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -394,8 +395,8 @@ def _create(connection: apsw.Connection) -> None:
         int(ROOT_INO),
         0,
         0o40755,
-        0,
-        0,
+        os.geteuid(),
+        os.getegid(),
         2,
         0,
         0,
