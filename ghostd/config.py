@@ -74,7 +74,7 @@ class MountConfig:
         high=65_536,
     )
     max_background: int = int_knob(
-        64, "Requests the kernel keeps in flight in the background.", low=12, high=1024
+        24, "Requests the kernel keeps in flight; each may hold 2 MiB.", low=12, high=1024
     )
     requests_max: int = int_knob(512, "Requests the daemon works on at once.", low=16, high=4096)
 
@@ -129,7 +129,10 @@ class MemoryConfig:
         20_000, "Inodes kept beyond those in use.", low=1_000, high=10_000_000
     )
     segments_max: int = int_knob(
-        4_096, "Recipe segments (4 MiB of a file each) kept.", low=64, high=1_000_000
+        256,
+        "Recipe segments (4 MiB of a file each) kept for one open file.",
+        low=64,
+        high=1_000_000,
     )
 
 

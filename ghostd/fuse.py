@@ -68,6 +68,10 @@ class RequestCounters:
         """[requests, errors, seconds] of one kind; to be added to."""
         return self.counts.setdefault(name, [0, 0, 0.0])
 
+    def total(self) -> int:
+        """All requests so far."""
+        return int(sum(counters[0] for counters in self.counts.values()))
+
 
 def errno_of(error: OrbitError) -> int:
     """The errno that stands for an answer of the filesystem."""

@@ -34,6 +34,7 @@ from ghostd.reader import Reader, ReadOptions
 from ghostd.stats_events import log_stats
 from ghostd.threads import WorkerThreads
 from ghostd.tree import Tree
+from ghostd.trim import trim_when_quiet
 from ghostd.writeback import Writeback, WritebackOptions
 from orbit_socket import default_socket
 
@@ -260,6 +261,7 @@ class Daemon:
             nursery.start_soon(self._tick)
             nursery.start_soon(self._copy_regularly)
             nursery.start_soon(self._get_ready)
+            nursery.start_soon(trim_when_quiet, self._operations.counters.total)
             if self._config.telemetry.format == "json":
                 nursery.start_soon(
                     log_stats, self._control, self._config.telemetry.stats_interval_s
