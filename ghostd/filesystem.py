@@ -111,10 +111,13 @@ class Filesystem:
     # --- looking -------------------------------------------------------------------------------
 
     def lookup(self, parent: int, name: bytes) -> Inode:
-        """The inode that `name` leads to. Raises NotFound, NotADirectory."""
-        directory = self._directory(parent)
+        """The inode that `name` leads to. Raises NotFound, NotADirectory, NameTooLong, StaleHandle.
+
+        "." is asked of files too: that is how an NFS server finds an inode again by its number.
+        """
         if name == b".":
-            return directory
+            return self.tree.inode(parent)
+        directory = self._directory(parent)
         if name == b"..":
             return self.tree.inode(directory.parent)
         if len(name) > NAME_MAX:
