@@ -26,6 +26,9 @@ class DiskFile(Protocol):
     def pread(self, length: int, offset: int) -> bytes:
         """Read up to `length` bytes; fewer only at the end of the file."""
 
+    def pread_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill the buffer from `offset`; how many bytes, fewer only at the end of the file."""
+
     def pread_nowait(self, length: int, offset: int) -> bytes | None:
         """Read like pread, but return None where the disk would have to be waited for."""
 
@@ -123,6 +126,16 @@ class OsFile:
                 parts.append(data)
                 done += len(data)
             return b"".join(parts)
+
+    def pread_into(self, buffer: memoryview, offset: int) -> int:
+        """See DiskFile."""
+        with translated("reading", self._path):
+            done = os.preadv(self._fd, [buffer], offset)
+            while 0 < done < len(buffer) and (
+                more := os.preadv(self._fd, [buffer[done:]], offset + done)
+            ):
+                done += more
+            return done
 
     def pread_nowait(self, length: int, offset: int) -> bytes | None:
         """See DiskFile."""

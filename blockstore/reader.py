@@ -21,7 +21,7 @@ from blockstore.packfile import (
 )
 
 GAP_BYTES_MAX = 64 << 10  # reading this much for nothing costs less than another request
-RUN_BYTES_MAX = 4 << 20
+RUN_BYTES_MAX = 2 << 20
 
 
 class Want(NamedTuple):
@@ -174,17 +174,27 @@ class Reader:
 
     def __init__(self, files: PackFiles) -> None:
         self._files = files
+        # One buffer a thread, used again: fresh memory costs page faults, about as much as hashing.
+        self._buffers = threading.local()
+
+    def _buffer(self) -> memoryview:
+        buffer: memoryview | None = getattr(self._buffers, "view", None)
+        if buffer is None:
+            buffer = self._buffers.view = memoryview(bytearray(RUN_BYTES_MAX))
+        return buffer
 
     def read(self, wanted: Iterable[tuple[ChunkId, Location]]) -> Outcome:
         """Read chunks. Raises StorageFailed when the disk refuses."""
         outcome = Outcome({}, {}, [])
+        buffer = self._buffer()
         for run in plan_reads(wanted):
             try:
                 with self._files.using(run.pack) as file:
-                    data = memoryview(file.pread(run.length, run.offset))
+                    length = file.pread_into(buffer[: run.length], run.offset)
             except FileNotFoundError:
                 outcome.gone.extend(want.id for want in run.wants)
                 continue
+            data = buffer[:length]
             salt = self._files.salt(run.pack)
             for want in run.wants:
                 start = want.offset - run.offset

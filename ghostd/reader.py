@@ -24,6 +24,7 @@ from ghostd.threads import Threads
 
 _STREAMS_MAX = 1_024  # files whose reading pattern is remembered
 _SEQUENTIAL_SLACK = 4 << 20  # the kernel's own read-ahead sends requests out of order
+_PORTION_CHUNKS = 16  # about 1 MiB
 _DAMAGED_MAX = 10_000
 
 
@@ -239,7 +240,10 @@ class Reader:
     async def _fetch_ahead(self, stream: _Stream, ids: list[ChunkId]) -> None:
         try:
             with trio.move_on_after(self._options.deadline_s):
-                await self._fly([i for i in ids if i not in self._flights])
+                # In portions, so that who comes for the first chunks does not wait for the last.
+                for at in range(0, len(ids), _PORTION_CHUNKS):
+                    portion = ids[at : at + _PORTION_CHUNKS]
+                    await self._fly([i for i in portion if i not in self._flights])
         except OrbitError:
             pass  # who needs the chunk meets the error
         finally:

@@ -308,6 +308,12 @@ class SimFile:
             self._disk._alive()
             return bytes(self._inode.content[offset : offset + length])
 
+    def pread_into(self, buffer: memoryview, offset: int) -> int:
+        """See DiskFile."""
+        data = self.pread(len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
+
     def pread_nowait(self, length: int, offset: int) -> bytes | None:
         """See DiskFile."""
         data = self.pread(length, offset)
