@@ -361,11 +361,10 @@ class Filesystem:
 
     def _below(self, directory: Inode, ancestor: Inode) -> bool:
         """Whether `directory` is `ancestor` or lies below it."""
-        while directory.ino != ROOT_INO:
-            if directory is ancestor or directory.ino == ancestor.ino:
-                return True
-            directory = self.tree.inode(directory.parent)
-        return directory.ino == ancestor.ino
+        ino = directory.ino
+        while ino not in (ROOT_INO, ancestor.ino):
+            ino = self.tree.parent_of(ino)
+        return ino == ancestor.ino
 
     def _move(
         self,

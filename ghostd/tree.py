@@ -7,7 +7,7 @@ collected; `freeze` copies it out at one instant, so that a commit holds exactly
 before it (docs/adr/0001-commits-by-epoch.md).
 
 An inode stays in memory while it is open, while it differs from the database, or while there is
-room (a clock over `inodes_max`).
+room (the longest unused of `inodes_max` goes first).
 """
 
 from __future__ import annotations
@@ -93,7 +93,21 @@ class Tree:
                 raise StaleHandle(f"inode {ino} does not exist")
             inode = Inode(row, stored=True)
             self._keep(inode)
+        else:
+            # An operation has several inodes in hand: loading one must not let another one leave,
+            # or its changes would be made to an object that nobody finds again.
+            self.cache.move_to_end(ino)
         return inode
+
+    def parent_of(self, ino: int) -> int:
+        """The directory above a directory; does not bring it into memory."""
+        inode = self.cache.get(ino)
+        if inode is not None:
+            return inode.parent
+        row = self.namespace.load_inode(ino)
+        if row is None:
+            raise StaleHandle(f"inode {ino} does not exist")
+        return Inode(row, stored=True).parent
 
     def _keep(self, inode: Inode) -> None:
         cache = self.cache
@@ -153,13 +167,14 @@ class Tree:
             stored=False,
         )
         inode.xattrs = {}
-        self.touch(inode)
         self._keep(inode)
+        self.touch(inode)
         return inode
 
     def touch(self, inode: Inode) -> None:
         """The inode's row has changed in this epoch."""
         if not inode.dead:
+            assert self.cache.get(inode.ino) is inode, "a change to an inode that has left"
             inode.dirty_epoch = self.epoch
             self._dirty[inode.ino] = inode
 
