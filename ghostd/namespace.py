@@ -156,13 +156,14 @@ class Namespace:
     def close(self) -> None:
         """Checkpoint and close."""
         try:
-            self._writer.pragma("wal_checkpoint", "TRUNCATE")
+            try:
+                self._writer.pragma("wal_checkpoint", "TRUNCATE")
+            finally:
+                if not self._shared:
+                    self._reader.close()
+                self._writer.close()
         except apsw.Error as error:
             raise translated(error, self.path) from error
-        finally:
-            if not self._shared:
-                self._reader.close()
-            self._writer.close()
 
     def meta(self) -> Meta:
         """The counters as of the last commit."""
