@@ -159,14 +159,17 @@ def rechunk(store: BlockStore, extents: Sequence[Extent]) -> list[Extent]:
 
 
 def split(run: list[Extent], bytes_max: int) -> Iterator[list[Extent]]:
-    """A run of pieces in portions of at most about `bytes_max` (pieces are not divided)."""
+    """A run of pieces in portions that end with the piece that reaches `bytes_max`.
+
+    Pieces are not divided, and no portion but the last is smaller: each holds a cut.
+    """
     portion: list[Extent] = []
     size = 0
     for extent in run:
-        if portion and size + extent[1] - extent[0] > bytes_max:
-            yield portion
-            portion, size = [], 0
         portion.append(extent)
         size += extent[1] - extent[0]
+        if size >= bytes_max:
+            yield portion
+            portion, size = [], 0
     if portion:
         yield portion
