@@ -68,8 +68,9 @@ format: $(STAMP) ## let ruff format and fix
 
 check: lint test ## lint and test
 
-bench: $(TESTED) ## measurements against the references; ARGS= goes to the bench
-	@$(BIN)/python -m tests.bench $(ARGS)
+bench: $(TESTED) ## measurements against the references: BENCH=seq,small,... QUICK=1 ROUNDS=3
+	@$(BIN)/python -m tests.bench $(if $(BENCH),--groups $(BENCH)) $(if $(QUICK),--quick) \
+	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 soak: $(TESTED) ## the long runs: thousands of crashes
 	@$(BIN)/pytest -m soak $(ARGS)

@@ -1,0 +1,17 @@
+"""All groups, in the order of a full run."""
+
+from __future__ import annotations
+
+from tests.bench.bench import Group
+from tests.bench.files import AGAIN, RANDOM, SEQUENTIAL
+from tests.bench.scale import INDEX, SCALE, SHIFT
+from tests.bench.stores import INGEST, SIZES
+from tests.bench.trees import FIND, SMALL, SOURCE
+
+GROUPS: dict[str, Group] = {
+    group.key: group
+    for group in (
+        *(SEQUENTIAL, SMALL, SOURCE, RANDOM, AGAIN, FIND),
+        *(INGEST, SIZES, SCALE, INDEX, SHIFT),
+    )
+}

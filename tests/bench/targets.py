@@ -1,0 +1,99 @@
+"""What the project has set itself: one entry for each number of its target table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.bench.systems import OURS
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A ratio to `peer` (at least `limit` times as fast or as small), or a value of ours.
+
+    The latter is a rate (at least `limit`) or a cost (at most).
+    """
+
+    group: str
+    row: str
+    limit: float
+    peer: str = ""
+    rate: bool = False
+    unit: str = "s"
+    scale: float = 1.0  # of the unit, in seconds or bytes
+    ours: str = OURS
+
+    def met(self, measured: float) -> bool:
+        """Whether it is good enough."""
+        return measured >= self.limit if self.peer or self.rate else measured <= self.limit
+
+    def text(self) -> str:
+        """The target in words."""
+        if self.peer:
+            return f"{self.limit:g} of {self.peer}"
+        if self.rate:
+            return f"at least {self.limit / self.scale:,.0f}{self.unit}"
+        return f"at most {self.limit / self.scale:g} {self.unit}"
+
+    def show(self, measured: float) -> str:
+        """A measured value in the target's unit."""
+        if self.peer:
+            return f"{measured:.2f}"
+        if self.rate:
+            return f"{measured / self.scale:,.0f}{self.unit}"
+        return f"{measured / self.scale:.3g} {self.unit}"
+
+
+def _against(group: str, rows: str, **limits: float) -> list[Target]:
+    names = {"passthrough": "passthrough_ll", "juicefs_zstd": "juicefs-zstd"}
+    return [
+        Target(group, row, limit, names.get(peer, peer))
+        for row in rows.split()
+        for peer, limit in limits.items()
+    ]
+
+
+_KIB, _MIB = 1024.0, 1024.0 * 1024
+TARGETS: list[Target] = [
+    *_against("seq", "read-random read-text", passthrough=1.0, juicefs_zstd=0.8),
+    *_against("seq", "write-random write-text", passthrough=0.7, juicefs_zstd=0.7),
+    Target("random", "overwrite", 1.8),
+    Target("random", "growth", 64 * _KIB, unit="KiB", scale=_KIB),
+    *_against("random", "read-4k", passthrough=0.5),
+    *_against("random", "read-128k", passthrough=1.0),
+    *(
+        Target("again", f"{step}-{kind}-growth", 0.01, unit="%", scale=0.01)
+        for step in ("again", "inserted")
+        for kind in ("random", "text")
+    ),
+    *_against("small", "create read remove", passthrough=0.7, juicefs=2.0, rclone=2.0),
+    *(
+        Target("ingest", key, 2.0, peer)
+        for key in ("new", "known", "mixed")
+        for peer in ("borg zstd,1", "restic")
+    ),
+    *(
+        Target("sizes", key, 1.0, peer, ours=ours)
+        for key in ("sqlite", "releases")
+        for ours, peer in (
+            (OURS, "borg zstd,1"),
+            ("ghostfs zstd,3", "borg zstd,3"),
+            ("ghostfs zstd,3", "restic"),
+            ("ghostfs zstd,3", "casync"),
+        )
+    ),
+    *(Target("scale", f"mount-{key}", 1.0) for key in ("few", "many")),
+    *(
+        Target("scale", f"{what}-{key}", 150 * _MIB, unit="MiB", scale=_MIB)
+        for what in ("rss", "rss-found")
+        for key in ("few", "many")
+    ),
+    Target("find", "find", 60_000, rate=True, unit="/s"),
+    *_against(
+        "tree",
+        "untar git-add git-commit git-status copy grep remove",
+        passthrough=0.7,
+        juicefs=2.0,
+        rclone=2.0,
+    ),
+]
