@@ -188,10 +188,12 @@ class FileMap:
         "_pieced",
         "_source",
         "dirty",
+        "encoded",
         "frozen",
         "passed_over",
         "segments",
         "tail",
+        "touched_from",
         "unstored",
     )
 
@@ -209,6 +211,8 @@ class FileMap:
         self.segments: dict[int, list[Extent]] = {}
         self.dirty: set[int] = set()  # changed in the current epoch
         self.frozen: dict[int, list[Extent]] | None = None  # the epoch being committed
+        self.encoded = False  # the frozen copy is on its way to the database: no more changes
+        self.touched_from = _NOWHERE  # the lowest offset changed since the last barrier
         self.tail: Tail | None = None
         self.unstored = 0
         self.passed_over = 0  # bytes of pieces that the last ingest left for the commit
@@ -253,8 +257,8 @@ class FileMap:
         piece = Piece(data)
         end = offset + len(data)
         added = 0
-        tail = self.tail
-        if tail is not None and offset < tail.end:
+        self.touched_from = min(self.touched_from, offset)
+        if self.tail is not None and offset < self.tail.end:
             self.tail = None
         for number in range(offset // SEGMENT_BYTES, (end - 1) // SEGMENT_BYTES + 1):
             extents = self._segment(number)
@@ -281,6 +285,7 @@ class FileMap:
 
     def truncate(self, size: int, allocated: int) -> int:
         """Drop everything from `size` on; how many of the `allocated` bytes are left."""
+        self.touched_from = min(self.touched_from, size)
         if self.tail is not None and size < self.tail.end:
             self.tail = None
         keep, inside = divmod(size, SEGMENT_BYTES)
@@ -324,15 +329,16 @@ class FileMap:
         for number in range(start // SEGMENT_BYTES, (end - 1) // SEGMENT_BYTES + 1):
             low = max(start, number * SEGMENT_BYTES)
             high = min(end, (number + 1) * SEGMENT_BYTES)
-            if self.frozen is not None and number in self.frozen:
-                _substitute(self.frozen[number], low, high, new, old)
+            frozen = self.frozen.get(number) if self.storing and self.frozen else None
+            if frozen is not None:
+                _substitute(frozen, low, high, new, old)
             extents = self.segments.get(number)
             if extents is None:
                 continue  # truncated away meanwhile, or clean: then nothing of `old` is left in it
             freed += _substitute(extents, low, high, new, old)
             if number in self._pieced and not any(type(e[2]) is Piece for e in extents):
                 self._pieced.discard(number)
-            if self.frozen is None or number not in self.frozen:
+            if frozen is None:
                 self.dirty.add(number)
         self.unstored -= freed
         return freed
@@ -355,6 +361,7 @@ class FileMap:
                 self.dirty.add(number)
         self.frozen = {number: list(self.segments[number]) for number in self.dirty}
         self.dirty.clear()
+        self.touched_from = _NOWHERE
         self._frozen_cut, self._pending_cut = self._pending_cut, _NOWHERE
 
     @property
@@ -362,9 +369,15 @@ class FileMap:
         """Rows of segments from here on go before the frozen ones are written; None: all stay."""
         return None if self._frozen_cut == _NOWHERE else self._frozen_cut
 
+    @property
+    def storing(self) -> bool:
+        """The pieces of the frozen copy are being stored: nobody else may take them."""
+        return self.frozen is not None and not self.encoded
+
     def committed(self) -> None:
         """The frozen copy is in the database."""
         self.frozen = None
+        self.encoded = False
         self._frozen_cut = _NOWHERE
         self._db_limit = self._pending_cut
 
@@ -373,6 +386,7 @@ class FileMap:
         assert self.frozen is not None
         self.dirty.update(number for number in self.frozen if number in self.segments)
         self.frozen = None
+        self.encoded = False
         self._pending_cut = min(self._pending_cut, self._frozen_cut)
         self._frozen_cut = _NOWHERE
 

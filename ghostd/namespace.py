@@ -112,6 +112,8 @@ class Namespace:
         self._reader = reader
         self._shared = writer is reader
         self._disk = disk
+        self._log_suspect = False
+        self._snapshots = 0
         self._find = "SELECT cookie, ino FROM dirents WHERE parent = ? AND name = ?"
         self._load = f"SELECT {INODE_COLUMNS} FROM inodes WHERE ino = ?"  # noqa: S608  a constant
         columns = ", ".join(f"i.{c.strip()}" for c in INODE_COLUMNS.split(","))
@@ -255,6 +257,7 @@ class Namespace:
         """One epoch, in one durable transaction. On an error nothing of it is kept."""
         writer = self._writer
         try:
+            self._renew_log()
             writer.execute("BEGIN IMMEDIATE").fetchall()
             try:
                 self._apply(changes)
@@ -264,7 +267,28 @@ class Namespace:
                     writer.execute("ROLLBACK").fetchall()
                 raise
         except apsw.Error as error:
+            self._log_suspect = True
             raise translated(error, self.path) from error
+
+    def _renew_log(self) -> None:
+        """After an error: move the log into the database file and begin a new one.
+
+        A failed fsync drops what it should have written, also the last bytes of the transaction
+        before, which SQLite writes behind its sync point. Later transactions would be durable and
+        yet lost: recovery stops at the gap. What the log shows in memory is whole, so that copying
+        it repairs everything.
+        """
+        if not self._log_suspect:
+            return
+        if self._snapshots:
+            raise StorageFailed(
+                f"{self.path}: writing failed before; it goes on when the copy or check of the "
+                "namespace that is under way has ended"
+            )
+        busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0]
+        if busy:
+            raise StorageFailed(f"{self.path}: writing failed before; its log is still being read")
+        self._log_suspect = False
 
     def _apply(self, changes: EpochChanges) -> None:
         many = self._writer.executemany
@@ -329,12 +353,14 @@ class Namespace:
         try:
             _, in_log, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()[0]
         except apsw.Error as error:
+            self._log_suspect = True
             raise translated(error, self.path) from error
         return bool(in_log == moved)
 
     def record_copy(self, taken_ns: int, recipe: bytes, keep: int) -> None:
         """Remember a copy of the namespace that lies in the packs, with the `keep` newest ones."""
         try:
+            self._renew_log()
             self._writer.execute("BEGIN IMMEDIATE").fetchall()
             self._writer.execute("REPLACE INTO copies VALUES(?, ?)", (taken_ns, recipe)).fetchall()
             self._writer.execute(
@@ -346,6 +372,7 @@ class Namespace:
         except apsw.Error as error:
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK").fetchall()
+            self._log_suspect = True
             raise translated(error, self.path) from error
 
     # --- whole scans (maintenance thread, a connection of their own) -----------------------------
@@ -356,6 +383,7 @@ class Namespace:
         On the simulated disk it is the only connection: nothing may be committed meanwhile.
         """
         if self._shared:
+            self._snapshots += 1
             return self._writer
         try:
             connection = connect(self.path, self._disk, cache_kib=4_096, read_only=True)
@@ -363,10 +391,12 @@ class Namespace:
             connection.execute("SELECT value FROM meta").fetchall()  # the snapshot is taken here
         except apsw.Error as error:
             raise translated(error, self.path) from error
+        self._snapshots += 1
         return connection
 
     def end_snapshot(self, connection: apsw.Connection) -> None:
         """The counterpart of `snapshot`."""
+        self._snapshots -= 1
         if not self._shared:
             connection.close()
 

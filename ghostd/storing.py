@@ -123,13 +123,23 @@ def _tail(run: Run, data: bytes, cut: int) -> Tail | None:
     return Tail(cut, run.end, data[cut - run.base :])
 
 
-def cut_run(store: BlockStore, run: Run) -> tuple[bytes, list[tuple[int, int]], int]:
-    """A run's bytes, the chunks to be made of it, and the last cut. In a worker thread."""
+@dataclass(frozen=True, slots=True)
+class CutRun:
+    """A run's bytes, the [start, end) that become chunks, the last cut, and the tail."""
+
+    data: bytes
+    spans: list[tuple[int, int]]
+    cut: int
+    tail: Tail | None
+
+
+def cut_run(store: BlockStore, run: Run) -> CutRun:
+    """Decide what becomes of a run. In a worker thread."""
     data = run.bytes()
     spans, cut = plan_cuts(
         run.base, run.start, store.cut(data), final=run.final, fragments=len(run.replaced)
     )
-    return data, spans, cut
+    return CutRun(data, spans, cut, _tail(run, data, cut))
 
 
 def put_spans(

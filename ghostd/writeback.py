@@ -34,6 +34,7 @@ from ghostd.inodes import Inode
 from ghostd.namespace import Namespace
 from ghostd.storing import (
     BATCH_BYTES,
+    CutRun,
     Run,
     Stored,
     cut_run,
@@ -236,13 +237,16 @@ class Writeback:
             group: list[tuple[Inode, FileMap, Run]] = []
             size = 0
             for inode, content in pending:
-                for parts in content.frozen_runs():
+                runs = list(content.frozen_runs())
+                for parts in runs:
+                    want_tail = parts is runs[-1] and inode.opens > 0
                     length = parts[-1][1] - parts[0][0]
                     if length > 2 * BATCH_BYTES:
                         # What ingest would do, only to the end.
-                        nursery.start_soon(self._store_long, inode, content, parts)
+                        nursery.start_soon(self._store_long, inode, content, parts, want_tail)
                         continue
-                    group.append((inode, content, self._frozen_run(inode, content, parts)))
+                    run = self._run(content, parts, final=True, want_tail=want_tail)
+                    group.append((inode, content, run))
                     size += length
                     if size >= BATCH_BYTES or len(group) >= _GROUP_RUNS_MAX:
                         nursery.start_soon(self._store_group, group)
@@ -253,19 +257,14 @@ class Writeback:
         for _, content in pending:
             await self._defragment(content)
 
-    def _frozen_run(self, inode: Inode, content: FileMap, parts: list[Extent]) -> Run:
-        run = self._run(content, parts, final=True)
-        run.want_tail = inode.opens > 0
-        return run
-
-    def _run(self, content: FileMap, parts: list[Extent], *, final: bool) -> Run:
+    @staticmethod
+    def _run(content: FileMap, parts: list[Extent], *, final: bool, want_tail: bool = False) -> Run:
         start = parts[0][0]
         tail = content.tail
         if tail is not None and tail.end == start:
-            return Run(
-                parts, tail.data, tail.cut, content.extents(tail.cut, start), final, want_tail=False
-            )
-        return Run(parts, b"", start, [], final, want_tail=False)
+            replaced = content.extents(tail.cut, start)
+            return Run(parts, tail.data, tail.cut, replaced, final, want_tail)
+        return Run(parts, b"", start, [], final, want_tail)
 
     async def _store_group(self, group: list[tuple[Inode, FileMap, Run]]) -> None:
         results = await self.threads.run(
@@ -280,7 +279,8 @@ class Writeback:
             before = content.unstored
             content.place(stored.extents, run.origins())
             self._placed(inode, content, before)
-        if stored.tail is not None and content.unstored == 0 and inode.size == stored.tail.end:
+        # It holds as long as nothing before its end has been changed since the barrier.
+        if stored.tail is not None and stored.tail.end <= content.touched_from:
             content.tail = stored.tail
             self._tails[inode.ino] = content
             self._tails.move_to_end(inode.ino)
@@ -292,32 +292,36 @@ class Writeback:
             content.unstored = 0
             return
         self.tree.unstored += content.unstored - unstored_before
+        content.passed_over = min(content.passed_over, content.unstored)
         if content.dirty:
             self.tree.touch_content(inode, content.unstored)
 
-    async def _store_long(self, inode: Inode, content: FileMap, parts: list[Extent]) -> None:
+    async def _store_long(
+        self, inode: Inode, content: FileMap, parts: list[Extent], want_tail: bool
+    ) -> None:
         """Store a frozen run batch by batch, each going on from the last cut of the one before."""
         rest = parts
         async with trio.open_nursery() as nursery:
             while rest:
                 portion = next(split(rest, BATCH_BYTES))
                 last = len(portion) == len(rest)
-                run = self._run(content, portion, final=last)
-                data, spans, cut = await self.threads.run("encode", cut_run, self.store, run)
-                nursery.start_soon(self._put, inode, content, run, data, spans)
-                rest = [] if last else _from(rest, cut)
+                run = self._run(content, portion, final=last, want_tail=want_tail and last)
+                pieces = await self.threads.run("encode", cut_run, self.store, run)
+                nursery.start_soon(self._put, inode, content, run, pieces)
+                rest = [] if last else _from(rest, pieces.cut)
 
     async def _put(
         self,
         inode: Inode,
         content: FileMap,
         run: Run,
-        data: bytes,
-        spans: list[tuple[int, int]],
+        pieces: CutRun,
     ) -> None:
-        if spans:
-            extents = await self.threads.run("encode", put_spans, self.store, data, run.base, spans)
-            self._place(inode, content, run, Stored(extents, None))
+        if pieces.spans:
+            extents = await self.threads.run(
+                "encode", put_spans, self.store, pieces.data, run.base, pieces.spans
+            )
+            self._place(inode, content, run, Stored(extents, pieces.tail))
             self.freed()
 
     async def _defragment(self, content: FileMap) -> None:
@@ -351,6 +355,7 @@ class Writeback:
             for number, extents in content.frozen.items():
                 length = sum(end - start for start, end, _, _ in extents)
                 rows.append((inode.ino, number, length, encode_segment(number, extents)))
+            content.encoded = True
             if count % 256 == 255:
                 await trio.lowlevel.checkpoint()
 
@@ -360,14 +365,15 @@ class Writeback:
         """Data has been written: start what has become due."""
         if (
             content.unstored - content.passed_over >= _INGEST_BYTES
-            and content.frozen is None
+            and not content.storing
             and inode.ino not in self._busy
             and self._nursery is not None
         ):
             self._busy[inode.ino] = trio.Event()
             self._nursery.start_soon(self._ingest, inode, content)
         if (
-            self.tree.unstored > self.options.dirty_bytes_max // 2
+            # While an ingest drains it, a commit would only add syncs.
+            (self.tree.unstored > self.options.dirty_bytes_max // 2 and not self._busy)
             or self.tree.dirty_ops > self.options.dirty_ops_max // 2
         ):
             self._wanted.set()
@@ -377,17 +383,17 @@ class Writeback:
         try:
             async with trio.open_nursery() as nursery:
                 position = 0
-                while content.frozen is None and not inode.dead:
+                while not content.storing and not inode.dead:
                     parts = self._long_run(content, position)
                     if parts is None:
                         break
                     portion = next(split(parts, BATCH_BYTES))
                     run = self._run(content, portion, final=False)
-                    data, spans, cut = await self.threads.run("encode", cut_run, self.store, run)
-                    nursery.start_soon(self._put, inode, content, run, data, spans)
-                    self.stats.ingested_bytes += sum(b - a for a, b in spans)
-                    position = cut
-                    if not spans:
+                    pieces = await self.threads.run("encode", cut_run, self.store, run)
+                    nursery.start_soon(self._put, inode, content, run, pieces)
+                    self.stats.ingested_bytes += sum(b - a for a, b in pieces.spans)
+                    position = pieces.cut
+                    if not pieces.spans:
                         break
         except* OrbitError:
             pass  # the pieces are still there; the commit tries again and tells who waits
