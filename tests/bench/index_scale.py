@@ -61,7 +61,8 @@ class Growing:
                     packs.append(PackRow(pack, 64 << 20, _PACK_ROWS, PackState.SEALED))
                 name = ChunkId(raw[32 * number : 32 * number + 32])
                 batch[name] = Location(pack, number % _PACK_ROWS * 65536, 60000)
-            self.sample += self.rng.sample(list(batch), 40)
+            # As many distinct ids at each size as are looked up: fewer would stay in the cache.
+            self.sample += self.rng.sample(list(batch), min(count, 640))
             started = time.perf_counter()
             self.index.add(batch, packs)
             self.longest_add_s = max(self.longest_add_s, time.perf_counter() - started)
@@ -72,7 +73,7 @@ class Growing:
         """Return the rate of lookups in groups of 64, as put() makes them."""
         ids = [ChunkId(os.urandom(32)) for _ in range(_LOOKUPS)]
         if known:
-            ids = [self.rng.choice(self.sample) for _ in range(_LOOKUPS)]
+            ids = self.rng.choices(self.sample, k=_LOOKUPS)
         started = time.perf_counter()
         found = sum(
             len(self.index.lookup(ids[start : start + 64])) for start in range(0, len(ids), 64)
