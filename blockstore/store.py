@@ -52,6 +52,7 @@ from blockstore.reader import ChunkCache, PackFiles, Reader
 from blockstore.writer import ROOT_SEQ_BYTES, Record, Writer, chunk_record, root_record
 
 ROOTS_KEPT = 3
+_ASKED_MAX = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,7 @@ class BlockStore:
             disk, self._packs_folder, identity.uuid, open_max=options.open_packs_max
         )
         self._reader = Reader(self._files)
+        self._asked: dict[ChunkId, Location] = {}  # places found by fetch_nowait() for fetch()
         self._cache = ChunkCache(options.cache_bytes_max)
         self._dedup = Dedup(self._index, self._files, touch_max=options.touch_chunks_max)
         self._chunker = Chunker(options.chunker)
@@ -286,8 +288,10 @@ class BlockStore:
             else:
                 result[name] = data
         tried: dict[ChunkId, Location] = {}
+        asked = self._asked
+        places = {name: place for name in wanted if (place := asked.pop(name, None)) is not None}
         while wanted:
-            places = self.locate(wanted)
+            places.update(self.locate(name for name in wanted if name not in places))
             for name in wanted:
                 # The same place twice: its pack is gone, and nothing says where the chunk went.
                 if name not in places or tried.get(name) == places[name]:
@@ -307,7 +311,7 @@ class BlockStore:
                     name, pack = next(iter(damaged.items()))
                     raise ChunkDamaged(name, pack_name(pack))
                 wanted += moved
-            tried = places
+            tried, places = places, {}
         return result
 
     def fetch_nowait(self, chunk_id: ChunkId) -> bytes | None:
@@ -321,6 +325,10 @@ class BlockStore:
         data = self._reader.read_nowait(chunk_id, place)
         if data is not None:
             self._cache.add(chunk_id, data)
+        else:
+            if len(self._asked) >= _ASKED_MAX:
+                self._asked.clear()
+            self._asked[chunk_id] = place
         return data
 
     def locate(self, ids: Iterable[ChunkId]) -> dict[ChunkId, Location]:

@@ -161,6 +161,7 @@ class Daemon:
         """Mount, serve, and come back when unmounted or told to stop."""
         with ExitStack() as stack:
             self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.callback(self._threads.close)
             self._mount = prepare(self._mount, self._state)
             self._open(stack)
             fuse_loop.install()

@@ -1,11 +1,14 @@
-"""Where blocking work runs: worker threads behind named limiters, or inline in a simulation."""
+"""Where blocking work runs: worker threads by kind of work, or inline in a simulation."""
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Final, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, cast
 
+import outcome
 import trio
 
 T = TypeVar("T")
@@ -19,25 +22,102 @@ class Threads(Protocol):
         """The result of function(*args); its exceptions pass through."""
 
 
-class WorkerThreads:
-    """trio's worker threads, so many at a time for each kind of work.
+class _Job:
+    """One call on its way to a thread and back."""
 
-    Two encoders and four readers: with two cores more do not help (measured), and readers mostly
-    wait for the disk.
+    __slots__ = ("abandoned", "args", "function", "task")
+
+    def __init__(
+        self, function: Callable[..., object], args: tuple[object, ...], task: trio.lowlevel.Task
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.task = task
+        self.abandoned = False
+
+    def deliver(self, result: outcome.Outcome[object]) -> None:
+        """In the loop: wake the caller, unless it has given up."""
+        if not self.abandoned:
+            trio.lowlevel.reschedule(self.task, result)
+
+
+class _Pool:
+    """Threads of one kind; they start when they are first needed and live as long as the pool."""
+
+    def __init__(self, name: str, threads_max: int) -> None:
+        self._name = name
+        self._threads_max = threads_max
+        self._threads: list[threading.Thread] = []
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._pending = 0  # jobs handed in and not delivered; changed by the loop and by threads
+        self._lock = threading.Lock()
+
+    def submit(self, job: _Job, token: trio.lowlevel.TrioToken) -> None:
+        with self._lock:
+            self._pending += 1
+            short = self._pending > len(self._threads) < self._threads_max
+        if short:
+            thread = threading.Thread(
+                target=self._work,
+                args=(token,),
+                name=f"{self._name}-{len(self._threads)}",
+                daemon=True,
+            )
+            self._threads.append(thread)
+            thread.start()
+        self._jobs.put(job)
+
+    def _work(self, token: trio.lowlevel.TrioToken) -> None:
+        while (job := self._jobs.get()) is not None:
+            result = outcome.capture(job.function, *job.args)
+            with self._lock:
+                self._pending -= 1
+            try:
+                token.run_sync_soon(job.deliver, result)
+            except trio.RunFinishedError:
+                return
+
+    def close(self) -> None:
+        """Let idle threads end; one that is stuck in the disk does not keep the process alive."""
+        for _ in self._threads:
+            self._jobs.put(None)
+
+
+class WorkerThreads:
+    """Threads of our own, so many for each kind of work; for one run of trio.
+
+    `trio.to_thread` takes 65 µs for a call, these take 22 (measured), and a random read waits for
+    one. Two encoders and four readers: with two cores more do not help, and readers mostly wait for
+    the disk.
     """
 
     LIMITS: Final = MappingProxyType({"encode": 2, "commit": 1, "read": 4, "maintenance": 1})
 
     def __init__(self) -> None:
-        self._limiters = {kind: trio.CapacityLimiter(n) for kind, n in self.LIMITS.items()}
+        self._pools = {kind: _Pool(kind, limit) for kind, limit in self.LIMITS.items()}
 
     async def run(self, kind: str, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """See Threads."""
-        # A read may be given up at its deadline: its thread ends when the disk answers, and holds
-        # its place until then.
-        return await trio.to_thread.run_sync(
-            function, *args, limiter=self._limiters[kind], abandon_on_cancel=kind == "read"
-        )
+        """See Threads.
+
+        A read may be given up, at its deadline: its thread ends when the disk answers, and holds
+        its place until then. Everything else is waited for, cancelled or not.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        job = _Job(function, args, trio.lowlevel.current_task())
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            if kind != "read":
+                return trio.lowlevel.Abort.FAILED
+            job.abandoned = True
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._pools[kind].submit(job, trio.lowlevel.current_trio_token())
+        return cast("T", await trio.lowlevel.wait_task_rescheduled(abort))
+
+    def close(self) -> None:
+        """End the idle threads."""
+        for pool in self._pools.values():
+            pool.close()
 
 
 class Inline:
