@@ -156,7 +156,10 @@ class World:
 
     def truncate(self, name, size):
         self._no_fifo(name)
-        os.truncate(self._at(name), size)
+        info = self._at(name).stat()
+        # To the size it has: FUSE moves no times then, others do.
+        if info.st_size != size or not stat.S_ISREG(info.st_mode):
+            os.truncate(self._at(name), size)
 
     def write(self, name, offset, length, seed):
         fd = os.open(self._at(name), os.O_WRONLY | os.O_NONBLOCK)
@@ -204,7 +207,11 @@ class World:
         return slot in self.handles and os.pread(self.handles[slot], length, offset)
 
     def handle_truncate(self, slot, size):
-        return slot in self.handles and os.ftruncate(self.handles[slot], size)
+        if slot not in self.handles:
+            return
+        info = os.fstat(self.handles[slot])
+        if info.st_size != size or not stat.S_ISREG(info.st_mode):
+            os.ftruncate(self.handles[slot], size)
 
     def handle_sync(self, slot):
         if slot in self.handles and stat.S_ISREG(os.fstat(self.handles[slot]).st_mode):
@@ -234,7 +241,8 @@ class World:
             found[name] = self._look(name, inodes)
         for slot, fd in self.handles.items():
             info = os.fstat(fd)
-            found[f"handle {slot}"] = (oct(info.st_mode), _links(info), info.st_uid, info.st_size)
+            size = None if stat.S_ISDIR(info.st_mode) else info.st_size
+            found[f"handle {slot}"] = (oct(info.st_mode), info.st_nlink, info.st_uid, size)
         return found
 
     def _walk(self, folder: str) -> list[str]:
@@ -253,7 +261,7 @@ class World:
         return (
             oct(info.st_mode),
             (info.st_uid, info.st_gid),
-            _links(info),
+            info.st_nlink,
             None if is_dir else info.st_size,
             info.st_mtime_ns if info.st_mtime_ns < 10**18 else "now",
             None if is_dir else inodes.setdefault(info.st_ino, name),
@@ -264,10 +272,6 @@ class World:
                 for attribute in sorted(os.listxattr(path, follow_symlinks=False))
             },
         )
-
-
-def _links(info: os.stat_result) -> int:
-    return info.st_nlink
 
 
 def _data(length: int, seed: int) -> bytes:
