@@ -1,4 +1,6 @@
-"""Fixtures of the mount tests: shared and private daemons, folders in them, and the watch over all."""
+"""Fixtures of the mount tests: shared and private daemons, folders in them, and the watch over
+all.
+"""
 
 import itertools
 import os
@@ -56,7 +58,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def shared(workplace):
-    """One daemon for the tests of a module; at its end the state is checked and the stop is clean."""
+    """One daemon for the tests of a module; at its end it is checked and stopped."""
     daemon = Daemon(workplace / f"d{next(_numbers)}")
     _daemons.append(daemon)
     try:

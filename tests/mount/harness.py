@@ -1,7 +1,8 @@
 """Real daemons for tests: started, stopped, killed and watched as processes of their own.
 
-Readiness is the daemon's own word (NOTIFY_SOCKET); every command has a hard limit; what a test does in its own
-process is bounded by `Watch`, which kills the daemon and aborts its connection, so that no call into a mount hangs.
+Readiness is the daemon's own word (NOTIFY_SOCKET); every command has a hard limit; what a test
+does in its own process is bounded by `Watch`, which kills the daemon and aborts its connection,
+so that no call into a mount hangs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cli.client import Client
 
@@ -99,7 +100,7 @@ class Daemon:
         self._read_to = 0
         self.client = Client(self.socket)
 
-    # --- life --------------------------------------------------------------------------------------
+    # --- life ------------------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:
@@ -201,7 +202,7 @@ class Daemon:
             self.kill()
         clear_mount(self.mount)
 
-    # --- what it says --------------------------------------------------------------------------------
+    # --- what it says ----------------------------------------------------------------------------
 
     def news(self) -> str:
         """What it has logged since the last call."""
@@ -212,14 +213,17 @@ class Daemon:
         return text.decode("utf-8", "replace")
 
     def expect_quiet(self, *but: str) -> str:
-        """Fail if it has logged a warning, an error or a traceback that matches none of `but`; return its words."""
+        """Return what it has logged since the last call.
+
+        Fails on a warning, an error or a traceback that matches none of the patterns `but`.
+        """
         news = self.news()
         for line in news.splitlines():
             known = any(re.search(pattern, line) for pattern in but)
             assert known or not _BAD_LINE.search(line), f"the daemon logged:\n{news}"
         return news
 
-    # --- what it is asked ------------------------------------------------------------------------------
+    # --- what it is asked ------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """`orbit-ctl status`."""
@@ -285,7 +289,9 @@ def clear_mount(mount: Path) -> None:
 
 
 class Watch:
-    """Kills the daemons of a test that takes longer than its limit, so that it fails instead of hanging."""
+    """Kills the daemons of a test that takes longer than its limit, so that it fails instead of
+    hanging.
+    """
 
     def __init__(self, limit_s: float, daemons: Callable[[], list[Daemon]]) -> None:
         self._daemons = daemons
@@ -293,7 +299,7 @@ class Watch:
         self._timer.daemon = True
         self.bitten = False
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._timer.start()
         return self
 

@@ -1,4 +1,6 @@
-"""A tree as values, so that two trees, or one before and after, can be compared attribute by attribute."""
+"""A tree as values, so that two trees, or one before and after, can be compared attribute by
+attribute.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from typing import Any
 
 
 def manifest(root: Path, *, links: bool = True) -> dict[str, dict[str, Any]]:
-    """Every entry below `root` by its path: type, mode, owner, times, links, content, extended attributes."""
+    """Every entry below `root` by its path: type, mode, owner, times, links, content, extended
+    attributes.
+    """
     found: dict[str, dict[str, Any]] = {}
     inodes: dict[int, str] = {}
     for folder, folders, files in os.walk(os.fsencode(root)):

@@ -1,4 +1,4 @@
-"""System calls that Python lacks, nodes of every kind, other users, and the clock of a filesystem."""
+"""System calls that Python lacks, nodes of every kind, other users, the clock of a filesystem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -38,9 +38,7 @@ def _checked(result: int) -> int:
 
 def renameat2(source: Path, target: Path, flags: int) -> None:
     """rename(2) with flags."""
-    _checked(
-        _LIBC.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags)
-    )
+    _checked(_LIBC.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags))
 
 
 def link_descriptor(fd: int, target: Path) -> None:
@@ -55,7 +53,7 @@ class DirectoryStream:
     def __init__(self, path: Path) -> None:
         self._dir = ctypes.c_void_p(_LIBC.fdopendir(os.open(path, os.O_RDONLY | os.O_DIRECTORY)))
 
-    def __enter__(self) -> DirectoryStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,12 +84,13 @@ class DirectoryStream:
 def fails(*numbers: int) -> Iterator[None]:
     """The block must fail with one of these errnos."""
     wanted = "/".join(errno_name(number) for number in numbers)
+    found = None
     try:
         yield
     except OSError as error:
-        assert error.errno in numbers, f"{errno_name(error.errno)} instead of {wanted}"
-    else:
-        raise AssertionError(f"succeeded instead of {wanted}")
+        found = error.errno
+    assert found is not None, f"succeeded instead of {wanted}"
+    assert found in numbers, f"{errno_name(found)} instead of {wanted}"
 
 
 def errno_name(number: int | None) -> str:
@@ -160,7 +159,7 @@ def as_user(
             answer = ("value", function(*arguments))
         except OSError as error:
             answer = ("errno", error.errno)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  reported by the parent
             answer = ("bug", repr(error))
         finally:
             os.write(writing, pickle.dumps(answer))
@@ -176,7 +175,10 @@ def as_user(
 
 
 def later_than(path: Path, time_ns: int) -> None:
-    """Return when new timestamps in the folder `path` are later than `time_ns`: kernels' clocks tick coarsely."""
+    """Return when new timestamps in the folder `path` are later than `time_ns`.
+
+    The clocks of filesystems tick coarsely.
+    """
     probe = path / ".probe"
     while True:
         probe.touch()

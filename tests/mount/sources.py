@@ -1,4 +1,6 @@
-"""Source distributions from PyPI that the tests work on: fetched once by pip, pinned by their hashes."""
+"""Source distributions from PyPI that the tests work on: fetched once by pip, pinned by their
+hashes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from tests.mount.harness import run
 
 CACHE = Path(__file__).parents[2] / "build" / "sdists"
 
-# name: (version, file, sha256)
+# By name: version, file, SHA-256.
 SOURCES = {
     "django": (
         "5.1.4",

@@ -1,7 +1,8 @@
 """Random histories of all operations, told to the mount and to the machine's own filesystem alike.
 
-After every step both must have answered the same and look the same; again after restarts and kills. What a kill leaves is a
-state that the mount was in since it was last synced: a prefix of the history.
+After every step both must have answered the same and look the same; again after restarts and
+kills. What a kill leaves is a state that the mount was in since it was last synced: a prefix of
+the history.
 """
 
 import itertools
@@ -23,7 +24,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True)
 def no_umask():
-    """With default ACLs the umask counts on this mount (test_a_default_list_overrules_the_umask)."""
+    """With default ACLs the umask counts on this mount, and should not."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -154,7 +155,9 @@ def test_many_histories_are_the_same_on_both_filesystems(own, machine):
 
 
 def tell_one(daemon, machine, seed: int, length: int) -> None:
-    """One long history, with restarts and kills in between; what is missing is made again now and then."""
+    """One long history, with restarts and kills in between; what is missing is made again now and
+    then.
+    """
     rng = random.Random(seed)
     pair = Pair(daemon, machine)
     for number in range(1, length + 1):
@@ -188,7 +191,8 @@ def test_very_long_histories_are_the_same_on_both_filesystems(own, machine, seed
 
 # --- kills at any time ---------------------------------------------------------------------------
 
-# Steps that are one request of the kernel each: only then is every state between two steps a prefix.
+# Steps that are one request of the kernel each: only then is every state between two steps a
+# prefix.
 ATOMIC = (
     "create", "mkdir", "mkfifo", "symlink", "link", "unlink", "rmdir", "rename", "chmod", "chown",
     "truncate", "write", "append", "set_attribute", "remove_attribute",

@@ -1,7 +1,9 @@
-"""kill -9 of the daemon under load, at seeded moments: everything acknowledged by fsync is there, nothing is mixed.
+"""kill -9 of the daemon under load, at seeded moments: everything acknowledged by fsync is there,
+nothing is mixed.
 
-Writers append to a ledger on the machine's own filesystem what the mount has acknowledged; after the kill the ledger is
-compared with the mount. The moment of the kill is a number of acknowledgements, not a time.
+Writers append to a ledger on the machine's own filesystem what the mount has acknowledged;
+after the kill the ledger is compared with the mount. The moment of the kill is a number of
+acknowledgements, not a time.
 """
 
 import hashlib
@@ -22,7 +24,8 @@ from tests.mount.manifest import manifest
 from tests.mount.sources import source
 from tests.mount.test_tools import GIT
 
-# Writes files that are never changed, replaces one by rename, overwrites blocks of another, and appends to a log, each with
+# Writes files that are never changed, replaces one by rename, overwrites blocks of another, and
+# appends to a log, each with
 # fsync; prints what was acknowledged. Content follows from the names, so that the ledger is short.
 WRITER = """
 import hashlib, os, random, sys
@@ -120,7 +123,7 @@ def check_ledger(folder: Path, seed: int, ledger: list[tuple[str, int, int]]) ->
 
 
 def check_current(path: Path, seed: int, renamed: dict[int, int], least: int) -> None:
-    """The file that is replaced by rename is one of its versions, whole, and none older than the last synced one."""
+    """The file replaced by rename is one version, whole, none older than the last synced."""
     if not path.exists():
         assert least == 0
         return
@@ -181,7 +184,7 @@ def test_what_was_synced_survives_many_kills(own, seed):
         write_and_kill(own, seed * 100 + round_)
 
 
-# --- programs under the kill -----------------------------------------------------------------------
+# --- programs under the kill ---------------------------------------------------------------------
 
 SQLITE = """
 import sqlite3, sys
@@ -227,8 +230,8 @@ def test_git_keeps_its_commits(own, machine):
     run("git", "init", "-q", tree, env=GIT)
     run("git", "config", "core.fsync", "all", cwd=tree, env=GIT)
     script = (
-        'n=0; while true; do n=$((n+1)); date +%N > file$((n%7)); git add -A && '
-        'git commit -q -m $n && git rev-parse HEAD || exit; done'
+        "n=0; while true; do n=$((n+1)); date +%N > file$((n%7)); git add -A && "
+        "git commit -q -m $n && git rev-parse HEAD || exit; done"
     )
     rng = random.Random(1)
     for _ in range(3):
@@ -285,7 +288,8 @@ def test_killed_while_fio_writes(own):
     """fio's own checksums of what it had synced hold after the kill."""
     job = (
         "fio", "--name=job", "--size=16m", f"--directory={own.mount}", "--rw=randwrite", "--bs=8k",
-        "--ioengine=psync", "--fsync=1", "--verify=crc32c", "--do_verify=0", "--verify_state_save=0",
+        "--ioengine=psync", "--fsync=1", "--verify=crc32c", "--do_verify=0",
+        "--verify_state_save=0",
         "--fallocate=none", "--unlink=0", "--time_based", "--runtime=100", "--status-interval=1",
     )  # fmt: skip
     with (own.mount / "before").open("wb") as file:

@@ -25,7 +25,7 @@ pytestmark = needs_root
 BITS = (0o7777, 0o6755, 0o4711, 0o2771, 0o1777, 0o644, 0)
 
 
-# --- chmod -----------------------------------------------------------------------------------------
+# --- chmod ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "symlink"])
@@ -62,7 +62,7 @@ def test_setgid_is_for_members_of_the_group(here, kind):
     assert permission_bits(here / "node") == 0o2755
 
 
-# --- chown -----------------------------------------------------------------------------------------
+# --- chown ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,7 +110,9 @@ def test_chown_by_users(here):
 @pytest.mark.parametrize("by", [0, USER])
 @pytest.mark.parametrize("mode", [0o6555, 0o6755, 0o2745, 0o4711, 0o6644])
 def test_chown_takes_setuid_and_setgid(here, mode, by, kind):
-    """From files always; the group's bit stays where the group may not execute; directories keep theirs."""
+    """From files always; the group's bit stays where the group may not execute; directories keep
+    theirs.
+    """
     make_node(kind, here / "node")
     os.chown(here / "node", USER, OTHER_GROUP)
     os.chmod(here / "node", mode)
@@ -148,7 +150,7 @@ def test_changing_content_takes_setuid_and_setgid(here, mode, by, change):
     assert permission_bits(path) == (mode if by == 0 else mode & 0o1777)
 
 
-# --- times -----------------------------------------------------------------------------------------
+# --- times ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -287,7 +289,7 @@ def test_times_survive_the_write_back_cache(shared, mnt):
     assert (files[0].stat().st_atime_ns, files[0].stat().st_mtime_ns) == (123, 456)
 
 
-# --- access ----------------------------------------------------------------------------------------
+# --- access --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("who", ["owner", "group", "other"])

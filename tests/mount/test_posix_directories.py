@@ -1,4 +1,6 @@
-"""Listing directories: stable while they change, however large; positions, inode numbers and types."""
+"""Listing directories: stable while they change, however large; positions, inode numbers and
+types.
+"""
 
 import os
 import random

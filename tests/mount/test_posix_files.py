@@ -20,7 +20,7 @@ SIZE_MAX = (1 << 63) - 1
 MIB = 1 << 20
 
 
-# --- open ------------------------------------------------------------------------------------------
+# --- open ----------------------------------------------------------------------------------------
 
 
 def test_open_flags(here):
@@ -137,9 +137,10 @@ def test_an_interrupted_append_is_whole(here):
     """O_APPEND: processes that append lines at the same time never overwrite or split one."""
     script = (
         "import os, sys\n"
+        "name = sys.argv[2].encode()\n"
         "fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
         "for number in range(1000):\n"
-        "    os.write(fd, b'%s %06d %s\\n' % (sys.argv[2].encode(), number, b'.' * (number % 99)))\n"
+        "    os.write(fd, b'%s %06d %s\\n' % (name, number, b'.' * (number % 99)))\n"
     )
     path = here / "log"
     writers = [
@@ -148,7 +149,9 @@ def test_an_interrupted_append_is_whole(here):
     assert [writer.wait(60) for writer in writers] == [0] * 4
     lines = path.read_bytes().splitlines()
     assert len(lines) == 4000
-    expected = {b"writer%d %06d %s" % (w, n, b"." * (n % 99)) for w in range(4) for n in range(1000)}
+    expected = {
+        b"writer%d %06d %s" % (w, n, b"." * (n % 99)) for w in range(4) for n in range(1000)
+    }
     assert set(lines) == expected
 
 
@@ -194,7 +197,7 @@ def test_direct_and_buffered_descriptors_see_each_other(here):
     buffer.close()
 
 
-# --- sizes -----------------------------------------------------------------------------------------
+# --- sizes ---------------------------------------------------------------------------------------
 
 
 @needs_root
@@ -237,7 +240,9 @@ def test_files_of_8_eib(mnt):
     assert path.stat().st_blocks == 0
     with path.open("r+b", buffering=0) as file:
         os.pwrite(file.fileno(), b"end", SIZE_MAX - 4_096)
-        assert os.pread(file.fileno(), 8_192, SIZE_MAX - 8_192) == bytes(4_096) + b"end" + bytes(4_093)
+        assert os.pread(file.fileno(), 8_192, SIZE_MAX - 8_192) == bytes(4_096) + b"end" + bytes(
+            4_093
+        )
         with fails(errno.EFBIG, errno.EINVAL):
             os.pwrite(file.fileno(), b"x", SIZE_MAX)
     run("truncate", "-s", "999999999999999", mnt / "other")
@@ -311,7 +316,7 @@ def test_shrinking_and_growing_leaves_zeros(here):
         assert path.read_bytes() == b"\xff" * size + bytes(200_000 - size)
 
 
-# --- maps ------------------------------------------------------------------------------------------
+# --- maps ----------------------------------------------------------------------------------------
 
 
 def test_shared_maps_and_writes_see_each_other(here):

@@ -1,6 +1,7 @@
 """Every call that takes a path, against every way in which a path can be wrong.
 
-Each test runs on the machine's own filesystem too: the expectations are its behaviour, not our memory of it.
+Each test runs on the machine's own filesystem too: the expectations are its behaviour, not our
+memory of it.
 """
 
 import errno
@@ -11,12 +12,13 @@ import pytest
 
 from tests.mount.posix import KINDS, as_user, fails, make_node, needs_root
 
-# Calls on something that must exist. `path.parent` of the arguments may be wrong, so nothing else is touched.
+# Calls on something that must exist. `path.parent` of the arguments may be wrong, so nothing else
+# is touched.
 NEEDING = {
     "access": lambda path: os.stat(path, follow_symlinks=False),
     "chmod": lambda path: os.chmod(path, 0o700),
     "chown": lambda path: os.chown(path, -1, -1),
-    "getxattr": lambda path: os.listxattr(path),
+    "listxattr": os.listxattr,
     "lchown": lambda path: os.lchown(path, -1, -1),
     "link_from": lambda path: os.link(path, b"/proc/self/nowhere", follow_symlinks=False),
     "lstat": os.lstat,
@@ -127,7 +129,7 @@ def test_nothing_is_made_over_what_is_there(folder, kind, call):
     assert path.lstat() == before
 
 
-@_calls({n: ALL[n] for n in ALL if n not in ("link_from",)})
+@_calls({n: ALL[n] for n in ALL if n != "link_from"})
 @needs_root
 def test_a_folder_that_may_not_be_searched(folder, call):
     os.chmod(os.path.dirname(folder), 0o700)

@@ -1,4 +1,6 @@
-"""Extended attributes of all namespaces, and POSIX ACLs compared with the machine's own filesystem."""
+"""Extended attributes of all namespaces, and POSIX ACLs compared with the machine's own
+filesystem.
+"""
 
 import errno
 import os
@@ -28,7 +30,7 @@ ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 TAGS = {"u": 1, "user": 2, "g": 4, "group": 8, "m": 16, "o": 32}
 
 
-# --- extended attributes -----------------------------------------------------------------------------
+# --- extended attributes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
@@ -61,9 +63,9 @@ def test_every_kind_of_node_takes_attributes_of_the_system(here, kind, namespace
 def test_user_attributes_are_for_files_and_directories(here, kind):
     path = here / "node"
     make_node(kind, path)
-    assert outcome(
-        lambda: os.setxattr(path, "user.a", b"b", follow_symlinks=False)
-    ) in (("EPERM",) if kind != "socket" else ("EPERM", None))
+    assert outcome(lambda: os.setxattr(path, "user.a", b"b", follow_symlinks=False)) in (
+        ("EPERM",) if kind != "socket" else ("EPERM", None)
+    )
 
 
 def test_create_and_replace(here):
@@ -171,7 +173,7 @@ def test_attributes_belong_to_the_inode(shared, mnt):
     shared.check_clean()
 
 
-# --- access control lists --------------------------------------------------------------------------
+# --- access control lists ------------------------------------------------------------------------
 
 
 def acl(text: str) -> bytes:
@@ -179,7 +181,9 @@ def acl(text: str) -> bytes:
     value = struct.pack("<I", 2)
     for entry in text.split(","):
         tag, *who, permissions = entry.split(":")
-        bits = sum(bit for letter, bit in zip("rwx", (4, 2, 1), strict=True) if letter in permissions)
+        bits = sum(
+            bit for letter, bit in zip("rwx", (4, 2, 1), strict=True) if letter in permissions
+        )
         value += struct.pack("<HHI", TAGS[tag], bits, int(who[0]) if who else 0xFFFFFFFF)
     return value
 
@@ -211,7 +215,7 @@ def observed(path: Path):
 
 
 def both(mnt, machine, story):
-    """Tell one story on the mount and on the machine's filesystem: what is seen must be the same."""
+    """Tell one story on both filesystems: what is seen must be the same."""
     seen = []
     for folder in (mnt, machine):
         folder.chmod(0o777)
@@ -238,7 +242,9 @@ def test_setting_lists(mnt, machine, kind, name, text):
     both(mnt, machine, story)
 
 
-@pytest.mark.parametrize("value", [b"", b"\x02", struct.pack("<I", 1), struct.pack("<I", 2), b"x" * 12])
+@pytest.mark.parametrize(
+    "value", [b"", b"\x02", struct.pack("<I", 1), struct.pack("<I", 2), b"x" * 12]
+)
 def test_lists_that_are_none(mnt, machine, value):
     def story(folder):
         path = folder / "node"
@@ -305,8 +311,8 @@ def test_lists_decide_who_may(mnt, machine, text):
             (60_000, [OTHER_GROUP]),
             (60_000, []),
         ):
-            for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
-                seen.append(_tried(uid, path, flags, groups))
+            flags = (os.O_RDONLY, os.O_WRONLY, os.O_RDWR)
+            seen += [_tried(uid, path, flag, groups) for flag in flags]
         return seen
 
     both(mnt, machine, story)

@@ -1,4 +1,6 @@
-"""Real programs on a real mount: what people do all day has to work, and to be there after a restart."""
+"""Real programs on a real mount: what people do all day has to work, and to be there after a
+restart.
+"""
 
 import os
 import shutil
@@ -76,7 +78,7 @@ def test_a_large_source_tree_under_git(own, machine):
 
 
 def check_copies(own, name: str, count: int) -> None:
-    """Copies of a tree cost names and recipes, some 500 bytes an entry and SQLite's log of them, and no content."""
+    """Copies cost names and recipes, some 500 bytes an entry and SQLite's log of them."""
     tree = unpack(name, own.mount / "in")
     own.flush()
     wanted = manifest(tree)
@@ -285,7 +287,13 @@ FIO = {
     "random": ("--rw=randwrite", "--bs=512-64k", "--bs_unaligned=1", "--ioengine=psync"),
     "mmap": ("--rw=randwrite", "--bs=4k", "--ioengine=mmap"),
     "direct": ("--rw=randwrite", "--bs=16k", "--direct=1", "--ioengine=psync"),
-    "asynchronous": ("--rw=randwrite", "--bs=16k", "--direct=1", "--ioengine=libaio", "--iodepth=16"),
+    "asynchronous": (
+        "--rw=randwrite",
+        "--bs=16k",
+        "--direct=1",
+        "--ioengine=libaio",
+        "--iodepth=16",
+    ),
     "synced": ("--rw=randwrite", "--bs=4k", "--ioengine=psync", "--fsync=64"),
 }
 

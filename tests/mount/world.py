@@ -1,7 +1,8 @@
-"""A small tree and every operation on it, to be applied alike to the mount and to a folder of the machine.
+"""A small tree and every operation on it, to be applied alike to the mount and to a folder of the
+machine.
 
-Each operation is a method that returns what can be compared: a value or the name of an errno. Handles stay open in numbered
-slots. `seen` is everything that two filesystems must agree on.
+Each operation is a method that returns what can be compared: a value or the name of an errno.
+Handles stay open in numbered slots. `seen` is everything that two filesystems must agree on.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class World:
     def _at(self, name: str) -> Path:
         return self.root / name
 
-    # --- names ---------------------------------------------------------------------------------------
+    # --- names -----------------------------------------------------------------------------------
 
     def create(self, name, mode):
         os.close(os.open(self._at(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
@@ -132,7 +133,7 @@ class World:
     def readlink(self, name):
         return os.readlink(self._at(name))
 
-    # --- attributes ----------------------------------------------------------------------------------
+    # --- attributes ------------------------------------------------------------------------------
 
     def chmod(self, name, mode):
         os.chmod(self._at(name), mode)
@@ -152,7 +153,7 @@ class World:
     def set_list(self, name, attribute, value):
         os.setxattr(self._at(name), attribute, value)
 
-    # --- content -------------------------------------------------------------------------------------
+    # --- content ---------------------------------------------------------------------------------
 
     def truncate(self, name, size):
         self._no_fifo(name)
@@ -186,7 +187,7 @@ class World:
         if stat.S_ISFIFO(self._at(name).stat().st_mode):
             raise OSError(22, "opening a fifo would wait")
 
-    # --- handles -------------------------------------------------------------------------------------
+    # --- handles ---------------------------------------------------------------------------------
 
     def open(self, slot, name, flags):
         if slot in self.handles:
@@ -223,15 +224,15 @@ class World:
     def handle_map(self, slot, offset):
         """Write through a shared map, inside the file."""
         if slot not in self.handles:
-            return None
+            return
         size = os.fstat(self.handles[slot]).st_size
         if size <= offset or not stat.S_ISREG(os.fstat(self.handles[slot]).st_mode):
-            return None
+            return
         with mmap.mmap(self.handles[slot], size) as mapped:
             mapped[offset : offset + 3] = b"map"[: size - offset]
-        return None
+        return
 
-    # --- everything ----------------------------------------------------------------------------------
+    # --- everything ------------------------------------------------------------------------------
 
     def seen(self) -> dict[str, Any]:
         """All that can be seen of the tree, without what filesystems may differ in."""
