@@ -72,7 +72,7 @@ class Bench:
 
     def measure(self, group: Group) -> None:
         """Run a group."""
-        self._group = group.key
+        self._group, self._round = group.key, 0
         started = time.monotonic()
         say(f"== {group.key}: {group.title}")
         with self.attempt("*"):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mount.harness import clear_mount, is_mounted
+from tests.mount.harness import abort_connection, clear_mount, is_mounted
 
 READY_LIMIT_S = 60.0
 STOP_LIMIT_S = 120.0
@@ -102,6 +102,19 @@ def family_rss_bytes(leader: int) -> int:
     return pages * resource.getpagesize()
 
 
+def end(leader: int, mount: Path) -> None:
+    """Kill a session, and let go whoever waits for its mount: also threads of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    # A killed process does not end as long as one of its threads waits for its own mount.
+    # Where the kernel's control files are not mounted, a forced unmount aborts as well.
+    abort_connection(mount)
+    if os.geteuid() == 0 and is_mounted(mount):
+        subprocess.run(
+            ["umount", "--force", mount], capture_output=True, timeout=STOP_LIMIT_S, check=False
+        )
+
+
 # --- servers -------------------------------------------------------------------------------------
 
 
@@ -169,7 +182,6 @@ class Server:
 
     def clear(self) -> None:
         """Leave nothing behind."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        end(self._process.pid, self._mount)
         self._process.wait()
         clear_mount(self._mount)

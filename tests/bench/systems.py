@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.bench.disk import Disk
 from tests.bench.peers import Peers
-from tests.bench.processes import Server, StepFailed, family_cpu_s, family_rss_bytes, run
+from tests.bench.processes import Server, StepFailed, end, family_cpu_s, family_rss_bytes, run
 from tests.mount.harness import Daemon
 
 SETTLE_LIMIT_S = 600.0
@@ -296,6 +296,8 @@ class GhostFS(System):
 
     def _kill(self) -> None:
         if self._daemon is not None:
+            if self._daemon.running:
+                end(self._daemon.pid, self.mount)
             self._daemon.clear()
             self._daemon = None
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from blockstore.store import BlockStore, StoreOptions
-from tests.bench.processes import StepFailed, run
+from tests.bench.processes import Finished, StepFailed, run
 
 _CHUNK = 1 << 20
 _PROBES = 64
@@ -145,22 +145,25 @@ def _files(folder: str) -> Iterator[str]:
 def ingest(folder: Path, level: int, files: list[Path]) -> Answer:
     """Store files through the block store library, durably."""
     started = time.perf_counter()
-    before = time.process_time()
     store = BlockStore.open(folder, StoreOptions(level=level))
     for path in files:
         with path.open("rb", buffering=0) as file:
             store.ingest(file)
     store.sync()
     store.close()
-    return {"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - before}
+    return {"seconds": time.perf_counter() - started}
 
 
-def call(step: str, *arguments: str | int | Path, limit_s: float) -> Answer:
+def start(step: str, *arguments: str | int | Path, limit_s: float) -> Finished:
     """Run a step in a process of its own (for the parent). Raises StepFailed."""
     command = [sys.executable, "-m", "tests.bench.work", step, *map(str, arguments)]
     root = Path(__file__).parents[2]
-    output = run(*command, limit_s=limit_s, cwd=root, env={"PYTHONDONTWRITEBYTECODE": "1"}).output
-    answer: Answer = json.loads(output.splitlines()[-1])
+    return run(*command, limit_s=limit_s, cwd=root)
+
+
+def call(step: str, *arguments: str | int | Path, limit_s: float) -> Answer:
+    """The same for its answer."""
+    answer: Answer = json.loads(start(step, *arguments, limit_s=limit_s).output.splitlines()[-1])
     return answer
 
 
