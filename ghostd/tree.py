@@ -21,7 +21,7 @@ from ghostd.errors import StaleHandle
 from ghostd.filemap import FileMap
 from ghostd.inodes import FLAG_XATTRS, Inode, InodeRow, LookupCounts
 from ghostd.namespace import EpochChanges, Namespace
-from ghostd.overlay import GONE, NameChange, Overlay
+from ghostd.overlay import GONE, DirectoryDelta, NameChange, Overlay
 
 
 @dataclass(slots=True)
@@ -246,8 +246,8 @@ class Tree:
 
         Cookie, name, and the inode or its listed row.
 
-        A listed row is (cookie, name, *INODE_COLUMNS). At least `limit` entries where there are as
-        many, and perhaps more; each entry that is there throughout is returned exactly once over
+        A listed row is (cookie, name, *INODE_COLUMNS). Some entries, about `limit`, or none at the
+        end of the directory; each entry that is there throughout is returned exactly once over
         successive calls.
         """
         delta = self.overlay.directories.get(parent)
@@ -262,7 +262,30 @@ class Tree:
                 inode = cache.get(cast("int", row[2]))
                 yield cookie, cast("bytes", row[1]), inode, row if inode is None else None
             return
+        shown = False
+        while not shown:
+            for entry in self._merged(delta, rows, after, below, more=more):
+                shown = True
+                yield entry
+            if not more or cast("int", rows[-1][0]) >= below:
+                return
+            # Every name of the page may be gone, only not in the database yet: that is no end.
+            after = cast("int", rows[-1][0])
+            rows = self.namespace.entries(parent, after, limit)
+            more = len(rows) == limit
+
+    def _merged(
+        self,
+        delta: DirectoryDelta,
+        rows: list[tuple[object, ...]],
+        after: int,
+        below: int,
+        *,
+        more: bool,
+    ) -> Iterator[tuple[int, bytes, Inode | None, tuple[object, ...] | None]]:
+        """One page of the database with what the overlay says up to its end."""
         names = delta.names
+        cache = self.cache
         border = cast("int", rows[-1][0]) if more else below
         added = self._until(delta.after(after), border)
         ahead = next(added, None)
