@@ -243,6 +243,7 @@ def test_a_full_disk_refuses_writers_and_loses_nothing(small_disk, new_daemon, s
 
 
 @pytest.mark.xfail(
+    strict=True,
     raises=CallRefused,
     reason="collection copies what is live before it frees the rest: it needs room",
 )
@@ -497,7 +498,9 @@ def test_the_daemon_answers_while_its_disk_is_frozen(freezable, new_daemon):
 
 
 @pytest.mark.xfail(
-    reason="SQLite's shared memory is a map of a file: reading begins by writing to it"
+    strict=True,
+    raises=AssertionError,
+    reason="SQLite's shared memory is a map of a file: reading begins by writing to it",
 )
 def test_names_are_answered_while_the_disk_is_frozen(freezable, new_daemon):
     daemon = new_daemon(state=freezable / "state")
