@@ -188,12 +188,15 @@ class Reader:
         mine = [i for i in wanted if i not in self._flights]
         if mine:
             found |= await self._fly(mine)
+        failed = []
         for chunk_id, flight in others:
             await flight.landed.wait()
-            if flight.data is None:  # the other one failed; it is our turn to find out why
-                found[chunk_id] = (await self._fetch([chunk_id]))[chunk_id]
+            if flight.data is None:
+                failed.append(chunk_id)  # it is our turn to find out why
             else:
                 found[chunk_id] = flight.data
+        if failed:
+            found |= await self._fetch(failed)
         return found
 
     async def _fly(self, ids: list[ChunkId]) -> dict[bytes, bytes]:
