@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -166,6 +167,16 @@ def recover(disk: Disk, folder: Path = FOLDER) -> None:
         copies.recover(folder, store, disk)
     finally:
         store.close()
+
+
+def jumping(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Make a test of an async function: run on a clock that jumps."""
+
+    @functools.wraps(test)
+    def wrapper(*args: object, **kwargs: object) -> None:
+        run(lambda: test(*args, **kwargs))
+
+    return wrapper
 
 
 def run(main: Callable[[], Awaitable[T]], seed: int = 0) -> T:
