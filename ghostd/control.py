@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -205,7 +206,8 @@ class DaemonControl:
 
     def stop(self) -> None:
         """See facade.Control."""
-        self._token.run_sync_soon(self._stop)
+        with suppress(trio.RunFinishedError):  # it has stopped already
+            self._token.run_sync_soon(self._stop)
 
     def _in_loop(self, call: Callable[[], Awaitable[T]], timeout_s: float = float("inf")) -> T:
         async def bounded() -> T:
