@@ -49,7 +49,8 @@ def main() -> int:
     if given.docs:
         return _write_docs(results)
     given.folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     run = Run(
         date=now(),
         command="python -m tests.bench " + shlex.join(sys.argv[1:]),
@@ -60,16 +61,18 @@ def main() -> int:
     )
     groups = [GROUPS[name] for name in given.groups]
     rounds = given.rounds or (1 if given.quick else 3)
+    interrupted = False
     try:
         _measure(given.folder.resolve(), run, groups, rounds, given.systems)
     except KeyboardInterrupt:
+        interrupted = True
         say("interrupted; what was measured is kept")
     finally:
         if run.samples or run.facts or run.failures:
             run.append_to(results)
         for group in groups:
             print(report.section(group, run), end="\n\n")
-    return 1 if run.failures else 0
+    return 130 if interrupted else int(bool(run.failures))
 
 
 def _measure(folder: Path, run: Run, groups: list[Group], rounds: int, only: list[str]) -> None:

@@ -77,6 +77,7 @@ class Bench:
         say(f"== {group.key}: {group.title}")
         with self.attempt("*"):
             group.run(self)
+        self.record.finished.append(group.key)
         say(f"== {group.key}: {time.monotonic() - started:.0f} s")
 
     # --- systems ---------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class Run:
     revision: str
     machine: str
     disk: str
+    finished: list[str] = field(default_factory=list)  # groups
     peers: dict[str, str] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)

@@ -141,14 +141,10 @@ def section(group: Group, run: Run) -> str:
 
 
 def latest(groups: Iterable[Group], runs: Sequence[Run]) -> list[tuple[Group, Run]]:
-    """For each group its newest run; a full one is preferred to a quick one."""
+    """For each group its newest run that was not interrupted; a full one before a quick one."""
     found = []
     for group in groups:
-        having = [
-            run
-            for run in runs
-            if group.key in run.facts or any(s.group == group.key for s in run.samples)
-        ]
+        having = [run for run in runs if group.key in run.finished]
         having.sort(key=lambda run: not run.quick)
         if having:
             found.append((group, having[-1]))

@@ -20,7 +20,8 @@ GROUP = Group(
 
 
 def _run(*samples: Sample, quick: bool = False, date: str = "today") -> Run:
-    return Run(date, "command", quick, "abc", "machine", "disk", samples=list(samples))
+    done = ["g"]
+    return Run(date, "command", quick, "abc", "machine", "disk", done, samples=list(samples))
 
 
 def _costs(row: str, system: str, *costs: float, amount: float = 1.0) -> list[Sample]:
@@ -93,6 +94,12 @@ def test_a_full_run_is_preferred_to_a_later_quick_one():
     quick = _run(*_costs("r", OURS, 3.0), quick=True)
     assert report.latest([GROUP], [old, full, quick]) == [(GROUP, full)]
     assert report.latest([GROUP], [quick]) == [(GROUP, quick)]
+
+
+def test_an_interrupted_group_is_not_shown():
+    cut_short = _run(*_costs("r", OURS, 1.0))
+    cut_short.finished.clear()
+    assert report.latest([GROUP], [cut_short]) == []
 
 
 def test_runs_come_back_as_they_were_kept(tmp_path):
