@@ -69,9 +69,12 @@ class _Pool:
 
     def _work(self, token: trio.lowlevel.TrioToken) -> None:
         while (job := self._jobs.get()) is not None:
-            result = outcome.capture(job.function, *job.args)
+            # Given up before its turn: a disk that comes back has better things to do.
+            result = None if job.abandoned else outcome.capture(job.function, *job.args)
             with self._lock:
                 self._pending -= 1
+            if result is None:
+                continue
             try:
                 token.run_sync_soon(job.deliver, result)
             except trio.RunFinishedError:
