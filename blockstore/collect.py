@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blockstore.disk import Disk
-from blockstore.errors import StorageFailed
+from blockstore.errors import StorageFailed, StorageFull
 from blockstore.ids import ChunkId, Location, PackId, pack_name
 from blockstore.index import Index, PackRow, PackState
 from blockstore.marks import Marks
@@ -137,7 +137,15 @@ class Collection:
         copied = 0
         for pack in plan.condemned:
             try:
-                copied += self._copy_live(pack, report)
+                try:
+                    copied += self._copy_live(pack, report)
+                except StorageFull:
+                    if not done:
+                        raise
+                    # The emptiest packs come first: what they free may be what this one needs.
+                    self._remove(done, report)
+                    done = []
+                    copied = self._copy_live(pack, report)
             except _Unreadable as error:
                 report.spared[pack_name(pack)] = str(error)
                 continue

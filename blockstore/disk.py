@@ -17,6 +17,11 @@ from blockstore.errors import StorageFailed, StorageFull, StoreLocked
 from blockstore.ids import Buffer
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+# The operating system's VFS without a `-shm` file: what the connections of this process share lies
+# in its memory. A mapped file would be written to whenever a read begins, and a frozen disk would
+# stop readers for whom everything is in memory. Another process cannot open the database meanwhile.
+SQLITE_VFS = "unix-excl"
+
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 

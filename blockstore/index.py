@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
+from blockstore.disk import SQLITE_VFS
 from blockstore.errors import OrbitError, StorageFailed, StorageFull, StoreInvalid
 from blockstore.ids import ChunkId, Location, PackId
 from blockstore.runs import Filter, Run, plan_merge, probe
@@ -154,7 +155,7 @@ class Index:
             raise
 
     def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self.path), vfs=self._vfs)
+        connection = apsw.Connection(str(self.path), vfs=self._vfs or SQLITE_VFS)
         with self._connections_lock:
             self._connections.append(connection)
         connection.set_busy_timeout(30_000)

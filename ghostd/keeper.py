@@ -81,7 +81,7 @@ class Keeper:
                 )
             writeback.checkpoints_held = True
             epoch = self.tree.committed_epoch
-            snapshot = self._namespace.snapshot()
+            snapshot = await threads.run("maintenance", self._namespace.snapshot)
         try:
             taken = time.time_ns()
             _, needed = await threads.run(
@@ -112,7 +112,7 @@ class Keeper:
             try:
                 await self.writeback.commit()
                 if dry_run:
-                    snapshot = self._namespace.snapshot()
+                    snapshot = await self._threads.run("maintenance", self._namespace.snapshot)
                 else:
                     snapshot = await self._copy(keep=1)
                 try:
@@ -148,7 +148,7 @@ class Keeper:
         began = time.monotonic()
         async with self._lock:
             await self.writeback.commit()
-            snapshot = self._namespace.snapshot()
+            snapshot = await self._threads.run("maintenance", self._namespace.snapshot)
             try:
                 checks, damaged = await self._threads.run(
                     "maintenance", self._check, snapshot, data

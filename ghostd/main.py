@@ -28,7 +28,7 @@ from ghostd.filesystem import Filesystem
 from ghostd.fuse import Operations, supplementary_groups
 from ghostd.keeper import Keeper
 from ghostd.logs import configure_logging
-from ghostd.mountpoint import MountRefused, mounted_at, prepare, sync_kernel, tune, unmount
+from ghostd.mountpoint import MountRefused, attach, mounted_at, prepare, sync_kernel, tune, unmount
 from ghostd.namespace import Namespace
 from ghostd.notify import Notifier
 from ghostd.reader import Reader, ReadOptions
@@ -244,20 +244,21 @@ class Daemon:
         stack.callback(self._api.stop)
 
     def _attach(self) -> None:
+        allow_other = self._config.mount.allow_other
+        where = attach(self._mount, allow_other=allow_other)
+        options = {"default_permissions", "fsname=orbit", "subtype=orbit"}
+        if allow_other:
+            options.add("allow_other")
         try:
-            pyfuse3.init(self._operations, str(self._mount), self._mount_options())
+            pyfuse3.init(self._operations, where, options)
         except RuntimeError as error:
             # libfuse has told the reason on stderr; pyfuse3 only knows that there was one.
             raise MountRefused(
                 f"{self._mount} could not be mounted ({error}): is /dev/fuse there and open to "
                 "you, and fuse3 installed? allow_other needs user_allow_other in /etc/fuse.conf"
             ) from error
-
-    def _mount_options(self) -> set[str]:
-        options = {"default_permissions", "fsname=orbit", "subtype=orbit"}
-        if self._config.mount.allow_other:
-            options.add("allow_other")
-        return options
+        entry = mounted_at(self._mount)
+        self._device = "" if entry is None else entry.device
 
     # --- serving -------------------------------------------------------------------------------
 
@@ -358,7 +359,11 @@ class Daemon:
         pyfuse3.terminate()
 
     async def _unmount(self) -> None:
-        pyfuse3.close(unmount=mounted_at(self._mount) is not None)
+        """Take away what is left of our own mount, after an error; never somebody else's."""
+        entry = mounted_at(self._mount)
+        if entry is not None and entry.device == self._device:
+            await trio.to_thread.run_sync(lambda: unmount(self._mount, lazy=True))
+        pyfuse3.close(unmount=False)
 
     async def _finish(self) -> None:
         with trio.CancelScope(shield=True):

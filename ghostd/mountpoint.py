@@ -21,6 +21,7 @@ from blockstore.errors import OrbitError
 log = structlog.get_logger("ghostd.mount")
 
 _LIBC = ctypes.CDLL(None, use_errno=True)  # releases the GIL: the mount must be able to answer
+_MS_NOSUID, _MS_NODEV, _MS_POSIXACL = 2, 4, 1 << 16
 _MNT_DETACH = 2
 _PROBE_S = 5.0
 
@@ -101,6 +102,36 @@ def serves(mount: Path) -> bool:
     except subprocess.TimeoutExpired:
         return True
     return probe.returncode == 0
+
+
+def attach(mount: Path, *, allow_other: bool) -> str:
+    """Mount, and what pyfuse3 is to be given as its mount point.
+
+    For root this is a descriptor of the mounted /dev/fuse: mounting it ourselves lets us tell the
+    kernel to leave the umask to us (MS_POSIXACL), without which default ACLs could not overrule it;
+    pyfuse3 has no way to ask for that. Others mount through fusermount3, which libfuse runs.
+    Raises MountRefused.
+    """
+    if os.geteuid() != 0:
+        return str(mount)
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountRefused(
+            f"/dev/fuse cannot be opened ({error.strerror}): load the module (modprobe fuse), or "
+            "give the container the device"
+        ) from error
+    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions"
+    if allow_other:
+        options += ",allow_other"
+    flags = _MS_NOSUID | _MS_NODEV | _MS_POSIXACL
+    if _LIBC.mount(
+        b"orbit", os.fsencode(mount), FSTYPE.encode(), ctypes.c_ulong(flags), options.encode()
+    ):
+        reason = os.strerror(ctypes.get_errno())
+        os.close(fd)
+        raise MountRefused(f"{mount} could not be mounted: {reason}")
+    return f"/dev/fd/{fd}"
 
 
 def unmount(mount: Path, *, lazy: bool) -> bool:

@@ -18,7 +18,7 @@ from typing import cast
 
 import apsw
 
-from blockstore.disk import Disk
+from blockstore.disk import SQLITE_VFS, Disk
 from blockstore.errors import FormatTooNew, OrbitError, StorageFailed, StorageFull
 from ghostd.filemap import chunk_ids
 from ghostd.inodes import INODE_COLUMNS, ROOT_INO, InodeRow
@@ -85,7 +85,7 @@ def connect(path: Path, disk: Disk, *, cache_kib: int, read_only: bool = False) 
         if read_only
         else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
     )
-    connection = apsw.Connection(str(path), flags=flags, vfs=disk.sqlite_vfs)
+    connection = apsw.Connection(str(path), flags=flags, vfs=disk.sqlite_vfs or SQLITE_VFS)
     connection.set_busy_timeout(10_000)
     if disk.sqlite_vfs is not None:
         connection.pragma("locking_mode", "EXCLUSIVE")  # WAL without shared memory

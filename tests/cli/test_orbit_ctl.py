@@ -69,7 +69,9 @@ def test_flush_and_collect_pass_their_options(orbit_ctl, control, socket_path):
     orbit_ctl("--socket", socket_path, "flush", "--timeout", "5")
     ran = orbit_ctl("--socket", socket_path, "collect", "--dry-run", "--waste-max", "0.5")
     assert control.calls == [("flush", 5.0), ("collect", True, 0.5)]
-    assert ran.stdout.startswith("would free 1000 B: 2 packs are mostly unused, 500 B of them still needed")
+    assert ran.stdout.startswith(
+        "would free 1000 B: 2 packs are mostly unused, 500 B of them still needed"
+    )
 
 
 def test_check_of_a_healthy_store(orbit_ctl, control, socket_path):

@@ -265,9 +265,6 @@ def test_new_entries_inherit_default_lists(mnt, machine, default, mode):
     both(mnt, machine, _inheriting(default, 0, mode))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the kernel applies the umask: pyfuse3 cannot ask for FUSE_CAP_DONT_MASK"
-)
 @pytest.mark.parametrize("mode", [0o777, 0o666])
 def test_a_default_list_overrules_the_umask(mnt, machine, mode):
     both(mnt, machine, _inheriting(FULL, 0o027, mode))
