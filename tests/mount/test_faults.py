@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.client import CallRefused, DaemonAbsent
+from cli.client import DaemonAbsent
 from tests.mount.harness import DaemonEnded, is_mounted, run
 from tests.mount.posix import fails, outcome
 
