@@ -335,11 +335,16 @@ def _write(rng: random.Random, size: int) -> tuple[int, bytes]:
 
 
 class Reenters:
-    """`Threads` that let the history go on before and after each blocking call of a commit."""
+    """`Threads` that let the history go on before and after each blocking call of a commit.
 
-    def __init__(self, seed: int, share: float) -> None:
+    With `overlap` also commits begin while a copy or a collection is under way. On a simulated disk
+    the namespace has one connection and no snapshots: there they must not.
+    """
+
+    def __init__(self, seed: int, share: float, *, overlap: bool = False) -> None:
         self._rng = random.Random(seed)
         self._share = share
+        self._overlap = overlap
         self._inside = False
         self.driver: Driver | None = None
 
@@ -360,6 +365,8 @@ class Reenters:
         try:
             while self._rng.random() < self._share:
                 await driver.apply(propose(self._rng, driver.model))
+            if self._overlap and kind == "maintenance" and self._rng.random() < 0.5:
+                await trio.sleep(self._rng.choice((0.5, 1.0, 1.5)))
         finally:
             self._inside = False
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from blockstore.disk import OsDisk
 from ghostd.filesystem import AttributeChanges
-from tests.ghostd.history import Driver, Op, Reenters, burst, propose
+from tests.ghostd.history import Driver, Op, Reenters, burst, differences, propose, seen
 from tests.ghostd.model import Model
 from tests.ghostd.world import ROOT, Clock, World, recover, run
 
@@ -46,7 +46,7 @@ class FilesystemMachine(RuleBasedStateMachine):
         self._attach()
 
     def _open(self) -> None:
-        self.threads = Reenters(self.seed, self.share)
+        self.threads = Reenters(self.seed, self.share, overlap=True)
         self.world = World(
             OsDisk(),
             self.folder,
@@ -137,10 +137,31 @@ class FilesystemMachine(RuleBasedStateMachine):
         self._do(self.driver.sync)
         self._do(self.driver.copy)
         self._stop()
+        self._recover()
+        self._attach()
+
+    def _recover(self) -> None:
         for path in self.folder.glob("namespace.db*"):
             path.unlink()
         recover(OsDisk(), self.folder)
         self._open()
+
+    @rule()
+    def lose_the_namespace_after_a_collection(self) -> None:
+        """What the collection's own copy names was kept, whatever was done meanwhile."""
+        self._do(self.driver.collect)
+        promised = self.driver.copied
+        self._stop()
+        self._recover()
+        states = self.driver.states
+        found = run(lambda: seen(self.world), self.seed)
+        for state in reversed(states[promised:]):
+            state.restart()
+            if state.image() == found:
+                self.driver.model = state.clone()
+                break
+        else:
+            raise AssertionError(differences(found, states[promised].image()))
         self._attach()
 
     def _stop(self) -> None:
@@ -172,7 +193,7 @@ class FilesystemMachine(RuleBasedStateMachine):
 
 TestFilesystem = FilesystemMachine.TestCase
 TestFilesystem.settings = settings(
-    max_examples=30,
+    max_examples=25,
     stateful_step_count=20,
     deadline=None,
     derandomize=True,
