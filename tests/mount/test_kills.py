@@ -160,7 +160,9 @@ def write_and_kill(daemon, seed: int) -> None:
     daemon.kill()
     ledgers = []
     for writer, before in zip(writers, (lines, []), strict=True):
-        rest = writer.communicate(timeout=60)[0].splitlines()
+        # Not communicate(): with a time limit it passes over what readline() has taken in already.
+        rest = writer.stdout.read().splitlines()
+        writer.wait(60)
         words = [line.split() for line in [*before, *rest]]
         ledgers.append([(kind, int(one), int(two)) for kind, one, two in words])
     load.wait(60)
