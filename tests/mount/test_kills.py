@@ -79,6 +79,15 @@ while True:
 """
 
 
+def the_rest(process: subprocess.Popen[str]) -> list[str]:
+    """Lines that a process has printed after those that were read with readline().
+
+    Not communicate(): with a time limit it passes over what readline() has taken in already.
+    """
+    with process:
+        return process.stdout.read().splitlines()
+
+
 def content(seed: int, tag: object, size: int) -> bytes:
     """What WRITER puts into a file."""
     return random.Random(f"{seed} {tag}").randbytes(size)
@@ -160,9 +169,7 @@ def write_and_kill(daemon, seed: int) -> None:
     daemon.kill()
     ledgers = []
     for writer, before in zip(writers, (lines, []), strict=True):
-        # Not communicate(): with a time limit it passes over what readline() has taken in already.
-        rest = writer.stdout.read().splitlines()
-        writer.wait(60)
+        rest = the_rest(writer)
         words = [line.split() for line in [*before, *rest]]
         ledgers.append([(kind, int(one), int(two)) for kind, one, two in words])
     load.wait(60)
@@ -215,7 +222,7 @@ def test_sqlite_keeps_what_it_committed(own, journal):
         )
         told = [writer.stdout.readline() for _ in range(rng.randrange(1, 150))]
         own.kill()
-        told += writer.communicate(timeout=60)[0].splitlines()
+        told += the_rest(writer)
         committed = int(told[-1])
         own.start()
         connection = sqlite3.connect(path)
@@ -249,7 +256,7 @@ def test_git_keeps_its_commits(own, machine):
         told = [worker.stdout.readline() for _ in range(rng.randrange(1, 12))]
         own.kill()
         os.killpg(worker.pid, signal.SIGKILL)
-        told += worker.communicate(timeout=60)[0].splitlines()
+        told += the_rest(worker)
         reported = [line.strip() for line in told if re.fullmatch("[0-9a-f]{40}\n?", line)]
         own.start()
         for lock in (tree / ".git").rglob("*.lock"):
