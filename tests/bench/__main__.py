@@ -58,6 +58,7 @@ def main() -> int:
         revision=revision(_ROOT),
         machine=machine(),
         disk="",
+        partial=bool(given.systems),
     )
     groups = [GROUPS[name] for name in given.groups]
     rounds = given.rounds or (1 if given.quick else 3)

@@ -117,7 +117,9 @@ class Bench:
             message = (str(error) or repr(error)).replace(f"{self.folder}/", "")
             say(f"   {name} FAILED: {message}")
             self._broken.add((self._group, name))
-            self.record.failures.append(Failure(self._group, name, message[:1000]))
+            said = [line for line in message.splitlines() if line.strip()]
+            short = " … ".join(dict.fromkeys(line[:300] for line in (said[0], said[-1])))
+            self.record.failures.append(Failure(self._group, name, short))
             if isinstance(system, System):
                 system.clear()
 

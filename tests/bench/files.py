@@ -173,9 +173,9 @@ AGAIN = Group(
         for row in (
             Row(f"first-{kind}", f"{label}, for the first time", "MB/s"),
             Row(f"again-{kind}", f"{label}, again under another name", "MB/s"),
-            Row(f"again-{kind}-growth", "… growth of the store", "%"),
+            Row(f"again-{kind}-growth", f"{label}, again: growth of the store", "%"),
             Row(f"inserted-{kind}", f"{label}, with 5 bytes inserted", "MB/s"),
-            Row(f"inserted-{kind}-growth", "… growth of the store", "%"),
+            Row(f"inserted-{kind}-growth", f"{label}, inserted: growth of the store", "%"),
         )
     ),
     _again,

@@ -43,6 +43,7 @@ class Run:
     revision: str
     machine: str
     disk: str
+    partial: bool = False  # only some systems were asked for
     finished: list[str] = field(default_factory=list)  # groups
     peers: dict[str, str] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)

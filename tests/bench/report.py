@@ -64,7 +64,7 @@ def table(group: Group, run: Run) -> str:
     values = Values(run)
     there = {sample.system for sample in run.samples if sample.group == group.key}
     systems = [name for name in group.systems if name in there]
-    peers = [name for name in systems if name != OURS] if OURS in systems else []
+    peers = [name for name in systems if not name.startswith(OURS)] if OURS in systems else []
     head = ["", *systems, *(f"ours : {peer}" for peer in peers)]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in group.rows:
@@ -132,20 +132,23 @@ def section(group: Group, run: Run) -> str:
             parts.append(cpu)
     if group.key in run.facts:
         parts.append(run.facts[group.key])
-    for failure in run.failures:
-        if failure.group == group.key:
-            said = [line for line in failure.message.splitlines() if line.strip()]
-            text = " … ".join(dict.fromkeys((said[0], said[-1])))
-            parts.append(f"Not measured further: {failure.system}: {text}")
+    parts += [
+        f"Not measured further: {failure.system}: {failure.message}"
+        for failure in run.failures
+        if failure.group == group.key
+    ]
     return "\n\n".join(parts)
 
 
 def latest(groups: Iterable[Group], runs: Sequence[Run]) -> list[tuple[Group, Run]]:
-    """For each group its newest run that was not interrupted; a full one before a quick one."""
+    """For each group its newest run that was not interrupted.
+
+    One of all systems goes before one of some, a full one before a quick one.
+    """
     found = []
     for group in groups:
         having = [run for run in runs if group.key in run.finished]
-        having.sort(key=lambda run: not run.quick)
+        having.sort(key=lambda run: (not run.partial, not run.quick))
         if having:
             found.append((group, having[-1]))
     return found
@@ -171,6 +174,10 @@ def targets_table(chosen: Sequence[tuple[Group, Run]]) -> str:
 
 def measure(target: Target, values: Values) -> float | None:
     """What is compared with the target's limit."""
+    if target.before:
+        before = values.median(target.group, target.before, target.ours)
+        now = values.median(target.group, target.row, target.ours)
+        return None if before is None or now is None else before / now
     if target.peer:
         ratios = values.ratios(target.group, target.row, target.peer, target.ours)
         return statistics.median(ratios) if ratios else None

@@ -9,15 +9,16 @@ from tests.bench.systems import OURS
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A ratio to `peer` (at least `limit` times as fast or as small), or a value of ours.
+    """A ratio to `peer` or to our own row `before`: at least `limit` times as fast or as small.
 
-    The latter is a rate (at least `limit`) or a cost (at most).
+    Without these a value of ours: a rate (at least `limit`) or a cost (at most).
     """
 
     group: str
     row: str
     limit: float
     peer: str = ""
+    before: str = ""
     rate: bool = False
     unit: str = "s"
     scale: float = 1.0  # of the unit, in seconds or bytes
@@ -25,19 +26,20 @@ class Target:
 
     def met(self, measured: float) -> bool:
         """Whether it is good enough."""
-        return measured >= self.limit if self.peer or self.rate else measured <= self.limit
+        least = self.peer or self.before or self.rate
+        return measured >= self.limit if least else measured <= self.limit
 
     def text(self) -> str:
         """The target in words."""
-        if self.peer:
-            return f"{self.limit:g} of {self.peer}"
+        if self.peer or self.before:
+            return f"at least {self.limit:g} of {self.peer or 'the first time'}"
         if self.rate:
             return f"at least {self.limit / self.scale:,.0f}{self.unit}"
         return f"at most {self.limit / self.scale:g} {self.unit}"
 
     def show(self, measured: float) -> str:
         """A measured value in the target's unit."""
-        if self.peer:
+        if self.peer or self.before:
             return f"{measured:.2f}"
         if self.rate:
             return f"{measured / self.scale:,.0f}{self.unit}"
@@ -61,6 +63,11 @@ TARGETS: list[Target] = [
     Target("random", "growth", 64 * _KIB, unit="KiB", scale=_KIB),
     *_against("random", "read-4k", passthrough=0.5),
     *_against("random", "read-128k", passthrough=1.0),
+    *(
+        Target("again", f"{step}-{kind}", 1.0, before=f"first-{kind}")
+        for step in ("again", "inserted")
+        for kind in ("random", "text")
+    ),
     *(
         Target("again", f"{step}-{kind}-growth", 0.01, unit="%", scale=0.01)
         for step in ("again", "inserted")

@@ -21,7 +21,9 @@ GROUP = Group(
 
 def _run(*samples: Sample, quick: bool = False, date: str = "today") -> Run:
     done = ["g"]
-    return Run(date, "command", quick, "abc", "machine", "disk", done, samples=list(samples))
+    return Run(
+        date, "command", quick, "abc", "machine", "disk", finished=done, samples=list(samples)
+    )
 
 
 def _costs(row: str, system: str, *costs: float, amount: float = 1.0) -> list[Sample]:
@@ -54,7 +56,7 @@ def test_table_shows_medians_in_the_unit_of_the_row():
 
 def test_failures_are_told():
     run = _run(*_costs("r", OURS, 1.0))
-    run.failures.append(Failure("g", "p", "find: ended with 1\nToo many open files\n"))
+    run.failures.append(Failure("g", "p", "find: ended with 1 … Too many open files"))
     text = report.section(GROUP, run)
     assert "Not measured further: p: find: ended with 1 … Too many open files" in text
 
@@ -64,6 +66,8 @@ def test_failures_are_told():
     [
         (Target("g", "r", 0.7, "p"), (10.0, 7.0), True),
         (Target("g", "r", 0.7, "p"), (10.1, 7.0), False),
+        (Target("g", "rate", 1.0, before="r"), (7.0, 7.0), True),
+        (Target("g", "rate", 1.0, before="r"), (6.9, 7.0), False),
         (Target("g", "r", 1.0), (1.0, 7.0), True),
         (Target("g", "r", 1.0), (1.1, 7.0), False),
         (Target("g", "r", 100.0, rate=True), (0.01, 7.0), True),
@@ -72,7 +76,7 @@ def test_failures_are_told():
 )
 def test_targets_are_met_or_not(target, costs, met):
     ours, peer = costs
-    run = _run(*_costs("r", OURS, ours), *_costs("r", "p", peer))
+    run = _run(*_costs("r", OURS, ours), *_costs("r", "p", peer), *_costs("rate", OURS, peer))
     measured = report.measure(target, report.Values(run))
     assert measured is not None
     assert target.met(measured) == met
@@ -94,6 +98,9 @@ def test_a_full_run_is_preferred_to_a_later_quick_one():
     quick = _run(*_costs("r", OURS, 3.0), quick=True)
     assert report.latest([GROUP], [old, full, quick]) == [(GROUP, full)]
     assert report.latest([GROUP], [quick]) == [(GROUP, quick)]
+    partial = _run(*_costs("r", OURS, 4.0))
+    partial.partial = True
+    assert report.latest([GROUP], [quick, full, partial]) == [(GROUP, full)]
 
 
 def test_an_interrupted_group_is_not_shown():
