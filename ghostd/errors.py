@@ -68,7 +68,3 @@ class NotSupported(FilesystemError):
 
 class StaleHandle(FilesystemError):
     """The inode number names nothing (any more)."""
-
-
-class ShuttingDown(FilesystemError):
-    """The daemon is stopping."""

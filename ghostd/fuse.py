@@ -43,7 +43,6 @@ ERRNO: dict[type[OrbitError], int] = {
     errors.AttributeTooLarge: errno.ENOSPC,
     errors.NotSupported: errno.EOPNOTSUPP,
     errors.StaleHandle: errno.ESTALE,
-    errors.ShuttingDown: errno.ESHUTDOWN,
     StorageFull: errno.ENOSPC,
     StorageFailed: errno.EIO,
     ChunkDamaged: errno.EIO,

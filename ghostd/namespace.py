@@ -27,8 +27,6 @@ FORMAT = 1
 FILE_NAME = "namespace.db"
 COOKIE_FIRST = 16  # lower ones are "." and ".."
 
-ListedRow = tuple[int, bytes, InodeRow]
-
 
 class NamespaceMissing(OrbitError):
     """The state folder has packs but no namespace.db."""
