@@ -31,10 +31,12 @@ class Stuck(Inline):
     def __init__(self) -> None:
         self.gate = trio.Event()
         self.gate.set()
+        self.committing = threading.Event()  # a commit has come to the gate
 
     async def run(self, kind, function, *args):
         """See Threads."""
         if kind == "commit":
+            self.committing.set()
             await self.gate.wait()
         return await super().run(kind, function, *args)
 
@@ -135,10 +137,14 @@ def test_status_tells_of_a_commit_under_way_and_of_one_that_failed(daemon: Daemo
     daemon.write(b"f", b"x" * 5_000)
     gate = trio.Event()
     daemon.do(lambda: setattr(daemon.threads, "gate", gate))
+    flushing = threading.Thread(target=lambda: control.flush(WAIT_S))
+    flushing.start()
+    assert daemon.threads.committing.wait(WAIT_S)
     with pytest.raises(TimeoutError, match="goes on"):
         control.flush(0.01)
     assert control.status().commit.in_flight_s is not None
     daemon.do(gate.set)
+    flushing.join(WAIT_S)
     control.flush(WAIT_S)
     status = control.status()
     assert status.commit.in_flight_s is None
