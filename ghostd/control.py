@@ -27,9 +27,9 @@ from ghostd.facade import (
     Stats,
     Status,
 )
+from ghostd.flusher import Flusher
 from ghostd.fuse import RequestCounters
 from ghostd.keeper import Keeper
-from ghostd.mountpoint import sync_kernel
 from ghostd.reader import Reader
 
 T = TypeVar("T")
@@ -63,6 +63,7 @@ class DaemonControl:
         folder: Path,
         keeper: Keeper,
         reader: Reader,
+        flusher: Flusher,
         requests: RequestCounters,
         pulse: Pulse,
         waste_max: float,
@@ -73,6 +74,7 @@ class DaemonControl:
         self._folder = folder
         self._keeper = keeper
         self._reader = reader
+        self._flusher = flusher
         self._requests = requests
         self._pulse = pulse
         self._waste_max = waste_max
@@ -186,14 +188,8 @@ class DaemonControl:
     def flush(self, timeout_s: float) -> FlushReport:
         """See facade.Control."""
         began = time.monotonic()
-        self._in_loop(self._flush, timeout_s)
+        self._in_loop(self._flusher.flush, timeout_s)
         return FlushReport(time.monotonic() - began)
-
-    async def _flush(self) -> None:
-        # What the kernel still holds comes in first; not in the loop's thread, which has to take
-        # it.
-        await trio.to_thread.run_sync(sync_kernel, self._mount, abandon_on_cancel=True)
-        await self._keeper.writeback.commit()
 
     def check(self, *, data: bool) -> CheckReport:
         """See facade.Control."""
@@ -220,7 +216,8 @@ class DaemonControl:
             raise TimeoutError(
                 f"not done within {timeout_s:g} s; it goes on in the daemon"
             ) from None
-        except trio.RunFinishedError:
+        except (trio.RunFinishedError, trio.Cancelled):
+            # Cancelled: the loop's end overtook the call, which waited for one of its tasks.
             raise DaemonGone("the daemon is stopping") from None
 
 

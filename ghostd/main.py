@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from contextlib import ExitStack, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from blockstore.errors import OrbitError
 from blockstore.store import BlockStore, StoreOptions
 from ghostd import copies, fuse_loop
 from ghostd.api import ApiServer
-from ghostd.config import Config, load_config, show_config
+from ghostd.config import Config, MountConfig, load_config, show_config
 from ghostd.control import DaemonControl, Pulse
 from ghostd.facade import DaemonState
 from ghostd.filesystem import Filesystem
+from ghostd.flusher import Flusher
 from ghostd.fuse import Operations, supplementary_groups
 from ghostd.keeper import Keeper
 from ghostd.logs import configure_logging
@@ -143,6 +145,22 @@ def _open_store(state: Path, config: Config, disk: OsDisk) -> BlockStore:
     return BlockStore.open(state, options, disk)
 
 
+class _Served(Operations):
+    """The handlers of a mount whose first request is told."""
+
+    def __init__(self, begun: trio.Event, filesystem: Filesystem, config: MountConfig) -> None:
+        super().__init__(
+            filesystem,
+            attr_timeout_s=config.attr_timeout_s,
+            entry_timeout_s=config.entry_timeout_s,
+        )
+        self._begun = begun
+
+    def init(self) -> None:
+        """The kernel and we have agreed on a protocol: from now on the mount answers."""
+        self._begun.set()
+
+
 class Daemon:
     """One run of ghostd."""
 
@@ -156,6 +174,7 @@ class Daemon:
         self._notifier = Notifier()
         self._pulse = Pulse()
         self._stop_wanted = trio.Event()
+        self._begun = trio.Event()
 
     async def run(self) -> None:
         """Mount, serve, and come back when unmounted or told to stop."""
@@ -214,11 +233,7 @@ class Daemon:
             ReadOptions(config.read.read_ahead_bytes, config.read.deadline_s),
         )
         filesystem = Filesystem(tree, writeback, self._reader, groups_of=supplementary_groups)
-        self._operations = Operations(
-            filesystem,
-            attr_timeout_s=config.mount.attr_timeout_s,
-            entry_timeout_s=config.mount.entry_timeout_s,
-        )
+        self._operations = _Served(self._begun, filesystem, config.mount)
         self._keeper = Keeper(
             self._state,
             self._disk,
@@ -229,11 +244,13 @@ class Daemon:
             threads=self._threads,
         )
         keepers.callback(self._keeper.close)
+        self._flusher = Flusher(partial(sync_kernel, self._mount), writeback.commit)
         self._control = DaemonControl(
             mount=self._mount,
             folder=self._state,
             keeper=self._keeper,
             reader=self._reader,
+            flusher=self._flusher,
             requests=self._operations.counters,
             pulse=self._pulse,
             waste_max=config.store.collect_waste_max,
@@ -266,6 +283,7 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._writeback.run)
             await nursery.start(self._reader.run)
+            nursery.start_soon(self._flusher.run)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._copy_regularly)
             nursery.start_soon(self._get_ready)
@@ -284,9 +302,9 @@ class Daemon:
             nursery.cancel_scope.cancel()
 
     async def _get_ready(self) -> None:
-        # The mount answers its first request only after the kernel and we have agreed on a
-        # protocol.
-        await trio.to_thread.run_sync(os.stat, self._mount, abandon_on_cancel=True)
+        # Asking the mount itself would make a thread of ours wait for our own answer; see
+        # `sync_kernel`.
+        await self._begun.wait()
         mount = self._config.mount
         await trio.to_thread.run_sync(
             lambda: tune(
@@ -349,8 +367,8 @@ class Daemon:
         self._control.state = DaemonState.STOPPING
         self._notifier.stopping()
         try:
-            await trio.to_thread.run_sync(sync_kernel, self._mount, abandon_on_cancel=True)
-        except OSError as error:
+            await sync_kernel(self._mount)
+        except OrbitError as error:
             log.warning("the kernel could not hand over its dirty pages", error=str(error))
         if await trio.to_thread.run_sync(lambda: unmount(self._mount, lazy=False)):
             return

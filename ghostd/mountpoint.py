@@ -10,13 +10,15 @@ import ctypes
 import errno
 import os
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+import trio
 
-from blockstore.errors import OrbitError
+from blockstore.errors import OrbitError, StorageFailed
 
 log = structlog.get_logger("ghostd.mount")
 
@@ -89,19 +91,25 @@ def serves(mount: Path) -> bool:
     """True if a GhostFS with a living daemon is mounted at exactly `mount`, be it stuck or not.
 
     Asks for the free space, which the kernel never answers from its caches; attributes it does, for
-    as long as their timeout, also after the daemon's death. In a process that can be killed, since
-    the answer of a stuck daemon never comes.
+    as long as their timeout, also after the daemon's death. In a process of its own, since the
+    answer of a stuck daemon never comes.
     """
     entry = mounted_at(mount)
     if entry is None or entry.kind != FSTYPE:
         return False
+    probe = subprocess.Popen(
+        ["stat", "-f", "--", mount],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        probe = subprocess.run(
-            ["stat", "-f", "--", str(mount)], capture_output=True, timeout=_PROBE_S, check=False
-        )
+        return probe.wait(_PROBE_S) == 0
     except subprocess.TimeoutExpired:
+        # A request that the daemon has taken cannot be given up: kill(2) works when it is answered.
+        probe.kill()
+        probe.returncode = -signal.SIGKILL  # not waited for on purpose; Popen would warn of that
         return True
-    return probe.returncode == 0
 
 
 def attach(mount: Path, *, allow_other: bool) -> str:
@@ -152,18 +160,36 @@ def unmount(mount: Path, *, lazy: bool) -> bool:
     return done.returncode == 0
 
 
-def sync_kernel(mount: Path) -> None:
-    """Have the kernel hand over the dirty pages it holds for the mount. Blocks.
+async def sync_kernel(mount: Path) -> None:
+    """Have the kernel hand over the dirty pages it holds for the mount. Raises StorageFailed.
 
-    Not for the FUSE loop.
+    A process of its own asks the kernel. A thread of the daemon that waits for the daemon's own
+    answer outlives SIGKILL, holds /dev/fuse open, and so keeps the connection from ending, which
+    alone could wake it. The process holds nothing: the daemon's end ends it.
     """
-    fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _LIBC.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(mount))
+        process = await trio.lowlevel.open_process(
+            ["sync", "-f", "--", mount],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+    except OSError as error:
+        raise StorageFailed(
+            f"what the kernel holds for {mount} was not written: sync (of coreutils) could not be "
+            f"started: {error.strerror}"
+        ) from error
+    assert process.stderr is not None
+    try:
+        code = await process.wait()
+        said = await process.stderr.receive_some()
+        if code != 0:
+            reason = said.decode(errors="replace").strip() or f"sync ended with {code}"
+            raise StorageFailed(f"what the kernel holds for {mount} was not written: {reason}")
     finally:
-        os.close(fd)
+        # Cancelled: not waited for, since what waits for a stuck mount cannot be killed.
+        process.kill()
+        await trio.aclose_forcefully(process.stderr)
 
 
 def tune(mount: Path, *, read_ahead_kib: int, max_background: int) -> None:

@@ -14,7 +14,9 @@ from blockstore.errors import OrbitError, StorageFailed, StorageFull
 from blockstore.ids import ChunkId, pack_name
 from ghostd.control import DaemonControl, DaemonGone, Pulse
 from ghostd.facade import DaemonState
+from ghostd.flusher import Flusher
 from ghostd.fuse import RequestCounters
+from ghostd.mountpoint import sync_kernel
 from ghostd.threads import Inline
 from ghostd.writeback import WritebackOptions
 from tests.ghostd.world import FOLDER, ROOT, World
@@ -63,20 +65,24 @@ class Daemon:
         self.world = world = World(self.disk, threads=self.threads, options=self._options)
         self.token = trio.lowlevel.current_trio_token()
         self.requests = RequestCounters()
+        flusher = Flusher(lambda: sync_kernel(self._mount), world.writeback.commit)
         self.control = DaemonControl(
             mount=self._mount,
             folder=FOLDER,
             keeper=world.keeper,
             reader=world.reader,
+            flusher=flusher,
             requests=self.requests,
             pulse=Pulse(),
             waste_max=0.25,
             stop=self.stopped.set,
         )
         try:
-            async with world.running():
+            async with world.running(), trio.open_nursery() as nursery:
+                nursery.start_soon(flusher.run)
                 self._ready.set()
                 await self.stopped.wait()
+                nursery.cancel_scope.cancel()
         finally:
             world.close()
 

@@ -73,6 +73,7 @@ def test_a_dead_mount_is_replaced(places):
     assert launch(places).returncode == 0
     pid = json.loads(orbit_ctl(places, "--json", "status").stdout)["pid"]
     process = os.pidfd_open(pid)
+    places["mnt"].stat()
     os.kill(pid, signal.SIGKILL)
     assert select.select([process], [], [], 20)[0]
     os.close(process)

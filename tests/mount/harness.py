@@ -185,6 +185,15 @@ class Daemon:
         self._process.kill()
         self._process.wait()
 
+    def ends(self, limit_s: float) -> bool:
+        """Whether it ends within the limit, by itself or killed."""
+        assert self._process is not None
+        try:
+            self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def restart(self) -> None:
         """Stop well and start again on the same state."""
         self.stop()
