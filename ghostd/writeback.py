@@ -112,6 +112,8 @@ class Writeback:
         self._monotonic = monotonic
         self._waiters: list[_Waiter] = []
         self._wanted = trio.Event()
+        self._asked = trio.Event()  # set when somebody waits for a commit
+        self._failure: OrbitError | None = None  # of the last commit that failed
         self._freed = trio.Event()
         self._busy: dict[int, trio.Event] = {}  # inode → set when its ingest has ended
         self._tails: OrderedDict[int, FileMap] = OrderedDict()
@@ -151,6 +153,7 @@ class Writeback:
         waiter = _Waiter(epoch)
         self._waiters.append(waiter)
         self._wanted.set()
+        self._asked.set()
         await waiter.done.wait()
         if waiter.error is not None:
             raise waiter.error
@@ -161,7 +164,7 @@ class Writeback:
             try:
                 epoch = await self.commit_once()
             except* OrbitError as failures:
-                error = first_error(failures)
+                error = self._failure = first_error(failures)
                 epoch = self.tree.epoch - 1
                 self.stats.failures += 1
                 self.stats.last_error = str(error)
@@ -173,8 +176,11 @@ class Writeback:
             waiter.error = error
             waiter.done.set()
         self.freed()
-        if error is not None:
-            await trio.sleep(self.options.commit_interval_s)  # do not spin on a failing disk
+        if error is not None and not self._waiters:
+            # Do not spin on a failing disk: only who waits for the answer has it asked at once.
+            self._asked = trio.Event()
+            with trio.move_on_after(self.options.commit_interval_s):
+                await self._asked.wait()
 
     async def commit_once(self) -> int:
         """One commit of everything up to now; its epoch.
@@ -420,7 +426,7 @@ class Writeback:
     async def room(self, length: int) -> None:
         """Wait until `length` more bytes may be dirty.
 
-        Raises NoSpaceLeft where the disk could not take them.
+        Raises NoSpaceLeft where the disk could not take them, StorageFailed where it does not work.
         """
         self.check_space(length)
         while self._over():
@@ -428,7 +434,10 @@ class Writeback:
             self._wanted.set()
             await self._freed.wait()
             if self.stats.failures != failures and self._over():
-                raise NoSpaceLeft(self.stats.last_error)
+                assert self._failure is not None
+                if isinstance(self._failure, StorageFull):
+                    raise NoSpaceLeft(str(self._failure))
+                raise self._failure
             self.check_space(length)
 
     def _over(self) -> bool:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from blockstore.errors import StorageFailed, StorageFull
+from blockstore.errors import OrbitError, StorageFailed, StorageFull
 from ghostd.errors import NoSpaceLeft
 from ghostd.writeback import WritebackOptions
 from tests.ghostd.waiting import Waiting
@@ -41,12 +41,14 @@ def new_file(world: World, name: bytes) -> int:
     return ino
 
 
-async def write_until_refused(world: World, ino: int, offset: int, request: int) -> int:
-    """Append until NoSpaceLeft is raised; how many bytes were taken."""
+async def write_until_refused(
+    world: World, ino: int, offset: int, request: int, error: type[OrbitError] = NoSpaceLeft
+) -> int:
+    """Append until `error` is raised; how many bytes were taken."""
     for taken in range(0, 100 * request, request):
         try:
             await world.fs.write(ino, offset + taken, b"w" * request)
-        except NoSpaceLeft:
+        except error:
             return taken
     raise AssertionError("never refused")
 
@@ -102,13 +104,18 @@ async def test_changed_names_stay_within_their_limit() -> None:
         assert len(world.listing(1)) == 180
 
 
-@pytest.mark.parametrize("error", [StorageFull("full"), StorageFailed("broken")])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(StorageFull("full"), NoSpaceLeft), (StorageFailed("broken"), StorageFailed)],
+)
 @jumping
-async def test_a_writer_that_waits_in_vain_is_told(error: Exception) -> None:
+async def test_a_writer_that_waits_in_vain_is_told_why(
+    error: OrbitError, told: type[OrbitError]
+) -> None:
     async with opened() as (world, _, disk):
         ino = new_file(world, b"f")
-        disk.fail_at(1, error, times=10_000)  # type: ignore[arg-type]
-        written = await write_until_refused(world, ino, 0, REQUEST)
+        disk.fail_at(1, error, times=10_000)
+        written = await write_until_refused(world, ino, 0, REQUEST, told)
         assert LIMIT - REQUEST < written <= LIMIT + REQUEST
         assert world.tree.unstored == written
         disk.heal()
@@ -158,6 +165,44 @@ async def test_one_commit_serves_all_who_wait() -> None:
         assert world.writeback.stats.commits == before + 1
         await world.fs.sync()
         assert world.writeback.stats.commits == before + 1, "nothing to do"
+
+
+@jumping
+async def test_after_a_failed_commit_the_next_fsync_does_not_wait() -> None:
+    async with opened(commit_interval_s=1_000.0) as (world, _, disk):
+        ino = new_file(world, b"f")
+        await world.fs.write(ino, 0, b"x" * 3_000)
+        disk.fail_at(1, StorageFailed("broken"))
+        with pytest.raises(StorageFailed):
+            await world.fs.sync()
+        began = trio.current_time()
+        await world.fs.sync()
+        assert trio.current_time() == began
+        assert not world.tree.changed
+
+
+@jumping
+async def test_after_a_failed_commit_what_nobody_waits_for_takes_its_time() -> None:
+    """A disk that fails is not asked again for each write, only for each fsync."""
+    async with opened(commit_interval_s=10.0, dirty_ops_max=10) as (world, _, disk):
+        stats = world.writeback.stats
+        inodes = [new_file(world, name) for name in (b"f", b"g", b"h")]
+        disk.fail_at(1, StorageFailed("broken"), times=10_000)
+        await world.fs.write(inodes[0], 0, b"x")  # enough has changed to begin a commit at once
+        await trio.sleep(0.1)
+        failures = [stats.failures]
+        for turn in range(20):
+            await world.fs.write(inodes[0], turn, b"y")
+            await trio.sleep(0.1)
+        failures.append(stats.failures)
+        with pytest.raises(StorageFailed):
+            await world.fs.sync()
+        failures.append(stats.failures)
+        await trio.sleep(30.0)
+        failures.append(stats.failures)
+        disk.heal()
+        assert failures[:3] == [1, 1, 2]
+        assert 3 <= failures[3] <= 5
 
 
 @jumping
