@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from blockstore.disk import SQLITE_VFS
+from blockstore.disk import SQLITE_VFS, Disk, OsDisk
 from blockstore.errors import OrbitError, StorageFailed, StorageFull, StoreInvalid
 from blockstore.ids import ChunkId, Location, PackId
 from blockstore.runs import Filter, Run, plan_merge, probe
@@ -100,13 +100,15 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def transaction(connection: apsw.Connection) -> Iterator[None]:
+def transaction(connection: apsw.Connection, *, reading: bool = False) -> Iterator[None]:
     """Commit at the end, or roll back and let the first error through.
+
+    `reading`: for one snapshot of what is read.
 
     After an I/O error SQLite may have rolled back by itself; a second error about that (which
     apsw's own context manager raises) would hide the one that matters.
     """
-    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("BEGIN" if reading else "BEGIN IMMEDIATE")
     try:
         yield
         connection.execute("COMMIT")
@@ -117,23 +119,13 @@ def transaction(connection: apsw.Connection) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _one_snapshot(connection: apsw.Connection) -> Iterator[None]:
-    """Read in one transaction: locking for each statement costs a fifth of a lookup."""
-    connection.execute("BEGIN")
-    try:
-        yield
-    finally:
-        connection.execute("COMMIT")
-
-
 class Index:
     """The open index."""
 
-    def __init__(self, path: Path, vfs: str | None) -> None:
+    def __init__(self, path: Path, disk: Disk | None) -> None:
         self.path = path
-        self.single = vfs is not None
-        self._vfs = vfs
+        self._disk = disk if disk is not None else OsDisk()
+        self.single = self._disk.sqlite_vfs is not None
         self._write = threading.RLock()
         self._merging = threading.Lock()
         self._local = threading.local()
@@ -155,7 +147,7 @@ class Index:
             raise
 
     def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self.path), vfs=self._vfs or SQLITE_VFS)
+        connection = apsw.Connection(str(self.path), vfs=self._disk.sqlite_vfs or SQLITE_VFS)
         with self._connections_lock:
             self._connections.append(connection)
         connection.set_busy_timeout(30_000)
@@ -183,9 +175,9 @@ class Index:
     # ---- opening ----
 
     @classmethod
-    def create(cls, path: Path, vfs: str | None, store_uuid: bytes) -> Index:
-        """Make an empty index where no file is."""
-        index = cls(path, vfs)
+    def create(cls, path: Path, disk: Disk | None, store_uuid: bytes) -> Index:
+        """Make an empty index where no file is; `disk` None: the machine's own."""
+        index = cls(path, disk)
         schema = resources.files("blockstore").joinpath("schema.sql").read_text("utf-8")
         try:
             with _translated(path), transaction(index._writer):
@@ -206,11 +198,11 @@ class Index:
         return index
 
     @classmethod
-    def load(cls, path: Path, vfs: str | None, store_uuid: bytes) -> Index:
+    def load(cls, path: Path, disk: Disk | None, store_uuid: bytes) -> Index:
         """Open the index of a store. Raises IndexDamaged with the reason to rebuild it."""
         index = None
         try:
-            index = cls(path, vfs)
+            index = cls(path, disk)
             with _translated(path):
                 index._load(store_uuid)
         except (StoreInvalid, apsw.Error, IndexDamaged, ValueError, TypeError) as error:
@@ -297,7 +289,8 @@ class Index:
         while True:
             view = self._view
             try:
-                with self._reading() as connection, _one_snapshot(connection):
+                # Locking for each statement would cost a fifth of a lookup.
+                with self._reading() as connection, transaction(connection, reading=True):
                     return self._lookup(connection, view, ids)
             except apsw.SQLError:
                 if view is self._view:

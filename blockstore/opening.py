@@ -160,14 +160,14 @@ def open_index(disk: Disk, folder: Path, identity: Identity, report: OpenReport)
         disk.unlink(folder / SCRATCH_FILE)
     if disk.exists(path):
         try:
-            return Index.load(path, disk.sqlite_vfs, identity.uuid)
+            return Index.load(path, disk, identity.uuid)
         except IndexDamaged as error:
             report.rebuild_reason = f"{INDEX_FILE} was damaged: {error}"
     elif not report.created:
         report.rebuild_reason = f"{INDEX_FILE} was missing"
     remove_index(disk, folder)
     report.rebuilt = bool(report.rebuild_reason)
-    return Index.create(path, disk.sqlite_vfs, identity.uuid)
+    return Index.create(path, disk, identity.uuid)
 
 
 def remove_index(disk: Disk, folder: Path) -> None:

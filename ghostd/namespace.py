@@ -11,6 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -247,7 +248,11 @@ class Namespace:
 
     def orphans(self) -> list[int]:
         """Inodes that were open and without a name when the daemon ended."""
-        return [ino for (ino,) in self._reader.execute("SELECT ino FROM inodes WHERE nlink = 0")]
+        try:
+            found = self._reader.execute("SELECT ino FROM inodes WHERE nlink = 0").fetchall()
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
+        return [ino for (ino,) in found]
 
     # --- writing (commit thread) -----------------------------------------------------------------
 
@@ -262,7 +267,8 @@ class Namespace:
                 writer.execute("COMMIT").fetchall()
             except BaseException:
                 if writer.in_transaction:
-                    writer.execute("ROLLBACK").fetchall()
+                    with suppress(apsw.Error):
+                        writer.execute("ROLLBACK").fetchall()
                 raise
         except apsw.Error as error:
             self._log_suspect = True
@@ -368,9 +374,10 @@ class Namespace:
             ).fetchall()
             self._writer.execute("COMMIT").fetchall()
         except apsw.Error as error:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK").fetchall()
             self._log_suspect = True
+            if self._writer.in_transaction:
+                with suppress(apsw.Error):  # the first error is the one that matters
+                    self._writer.execute("ROLLBACK").fetchall()
             raise translated(error, self.path) from error
 
     # --- whole scans (maintenance thread, a connection of their own) -----------------------------

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from blockstore.errors import StorageFailed
 from blockstore.ids import ChunkId, Location, PackId, chunk_id
 from blockstore.index import Index, IndexDamaged, PackRow, PackState, RootRow
+from tests.simdisk import SimDisk
 
 UUID = b"u" * 16
 
@@ -129,3 +131,26 @@ def test_damage_is_told(tmp_path: Path, damage: str) -> None:
         path.write_bytes(b"")
     with pytest.raises(IndexDamaged):
         Index.load(path, None, b"v" * 16 if damage == "foreign" else UUID)
+
+
+PATH = Path("/state/chunks.db")
+
+
+def open_on(disk: SimDisk) -> Index:
+    disk.mkdir(PATH.parent)
+    return Index.load(PATH, disk, UUID) if disk.exists(PATH) else Index.create(PATH, disk, UUID)
+
+
+def test_a_failed_read_is_our_error_and_the_next_lookup_works() -> None:
+    disk = SimDisk(0)
+    index = open_on(disk)
+    rows = batch(random.Random(0), 1, 500, 10**9)
+    index.add(rows, [pack_row(1)])
+    index.close()
+    index = open_on(disk)
+    disk.fail_reads(PATH, StorageFailed("unreadable"))
+    with pytest.raises(StorageFailed, match=r"reading or writing .* failed"):
+        index.lookup(rows)
+    disk.heal()
+    assert index.lookup(rows) == rows
+    index.close()

@@ -10,6 +10,7 @@ A failed sync drops what was waiting and keeps showing it to readers: that is wh
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 import threading
@@ -120,6 +121,7 @@ class SimDisk:
         self._waiting_names: list[tuple[str, Inode | None, str]] = []  # path, inode, folder
         self._crash_at: int | None = None
         self._failures: dict[int, OrbitError] = {}
+        self._unreadable: dict[int, OrbitError] = {}  # by id of the inode
         self.sqlite_vfs: str = f"simdisk-{next(_numbers)}"
         self._vfs = SimVFS(self.sqlite_vfs, self)
 
@@ -134,9 +136,14 @@ class SimDisk:
         for number in range(operations, operations + times):
             self._failures[self.operations + number] = error
 
+    def fail_reads(self, path: Path, error: OrbitError) -> None:
+        """Let reads of a file fail from now on."""
+        self._unreadable[id(self._inode(path))] = error
+
     def heal(self) -> None:
         """Forget failures and crashes that have not happened yet."""
         self._failures.clear()
+        self._unreadable.clear()
         self._crash_at = None
 
     def crash(self) -> SimDisk:
@@ -152,6 +159,22 @@ class SimDisk:
             survivors = {id(inode): inode.after_crash(rng) for inode in names.values()}
             after._names = {path: survivors[id(inode)] for path, inode in names.items()}
             after._durable_names = dict(after._names)
+            return after
+
+    def kill(self) -> SimDisk:
+        """Kill the process; return the disk as the next one finds it: what readers saw is there.
+
+        What the kernel has not written still waits, and what a failed sync dropped is still shown.
+        """
+        with self._lock:
+            self.crashed = True  # the dead change nothing any more
+            after = SimDisk(self._rng.randrange(1 << 62), size_bytes=self.size_bytes)
+            after._folders = set(self._folders)
+            after._names, after._durable_names, after._waiting_names = copy.deepcopy(
+                (self._names, self._durable_names, self._waiting_names)
+            )
+            for inode in after._names.values():
+                inode.locked = False
             return after
 
     def flip(self, path: Path, offset: int, mask: int = 0xFF) -> None:
@@ -306,6 +329,9 @@ class SimFile:
         """See DiskFile."""
         with self._disk._lock:
             self._disk._alive()
+            error = self._disk._unreadable.get(id(self._inode))
+            if error is not None:
+                raise error
             return bytes(self._inode.content[offset : offset + length])
 
     def pread_into(self, buffer: memoryview, offset: int) -> int:
