@@ -249,10 +249,10 @@ class Namespace:
     def orphans(self) -> list[int]:
         """Inodes that were open and without a name when the daemon ended."""
         try:
-            found = self._reader.execute("SELECT ino FROM inodes WHERE nlink = 0").fetchall()
+            rows = self._reader.execute("SELECT ino FROM inodes WHERE nlink = 0").fetchall()
         except apsw.Error as error:
             raise translated(error, self.path) from error
-        return [ino for (ino,) in found]
+        return [ino for (ino,) in cast("list[tuple[int]]", rows)]
 
     # --- writing (commit thread) -----------------------------------------------------------------
 
