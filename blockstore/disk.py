@@ -193,6 +193,35 @@ class OsFile:
                 os.close(fd)
 
 
+_AGAIN_BYTES = 1 << 20
+
+
+def write_again(file: DiskFile, start: int, end: int) -> None:
+    """Make the bytes from `start` to `end` durable, whatever an earlier fsync has failed to write.
+
+    After a failed fsync the kernel goes on showing what it could not write and takes it for
+    written: another fsync proves nothing, in this process or the next one. Written again, the same
+    bytes are dirty, and the fsync here is about them. Raises StorageFull, StorageFailed.
+    """
+    for offset in range(start, end, _AGAIN_BYTES):
+        data = file.pread(min(_AGAIN_BYTES, end - offset), offset)
+        if data:
+            file.pwritev([data], offset)
+    file.fdatasync()
+
+
+def write_log_again(disk: Disk, database: Path) -> None:
+    """`write_again` for the write-ahead log of a database that nobody writes to meanwhile."""
+    try:
+        log = disk.open(database.with_name(f"{database.name}-wal"), writable=True)
+    except FileNotFoundError:
+        return
+    try:
+        write_again(log, 0, log.size())
+    finally:
+        log.close()
+
+
 class OsDisk:
     """The operating system's files."""
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from blockstore.disk import SQLITE_VFS, Disk, OsDisk
+from blockstore.disk import SQLITE_VFS, Disk, OsDisk, write_log_again
 from blockstore.errors import OrbitError, StorageFailed, StorageFull, StoreInvalid
 from blockstore.ids import ChunkId, Location, PackId
 from blockstore.runs import Filter, Run, plan_merge, probe
@@ -34,6 +34,7 @@ SCHEMA_VERSION = 1
 KEY_BYTES = 20
 PAGE_BYTES = 4096
 SCRATCH_FILE = "collect.tmp"
+LOG_PAGES_MAX = 4_000  # beyond, the log is moved into the database file
 _MERGE_STEP_ROWS = 65_536  # rows per transaction of a merge: about 50 ms
 
 
@@ -133,14 +134,19 @@ class Index:
         self._connections_lock = threading.Lock()
         self._view = _View((), {})
         self._closed = False
+        # A log left by a process that was killed after a failed fsync may be in memory only.
+        self._log_suspect = True
+        self._log_pages = 0
         try:
             with _translated(path):
+                self._renew_log()
                 self._writer = self._connect()
                 self._scratch = self._writer
                 if not self.single:
                     self._writer.pragma("journal_mode", "wal")
                 self._writer.pragma("synchronous", 1)
-                self._writer.pragma("wal_autocheckpoint", 4000)
+                self._writer.pragma("wal_autocheckpoint", 0)  # it would hide its failures
+                self._writer.set_wal_hook(self._logged)
         except BaseException:
             with contextlib.suppress(OrbitError):
                 self.close()
@@ -257,7 +263,14 @@ class Index:
                 connection.close()
             with _translated(self.path):
                 for connection in connections[:1]:  # the writer last: it checkpoints
-                    connection.close()
+                    try:
+                        with contextlib.suppress(OrbitError):
+                            self._renew_log()
+                    finally:
+                        if self._log_suspect:
+                            # Half of a doubtful log in the database file is worse than the log.
+                            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                        connection.close()
 
     # ---- reading ----
 
@@ -403,6 +416,44 @@ class Index:
 
     # ---- writing ----
 
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the write lock; what is done inside is one transaction."""
+        with self._write, _translated(self.path):
+            self._renew_log()
+            try:
+                with transaction(self._writer):
+                    yield
+            except BaseException:
+                self._log_suspect = True
+                raise
+            self._checkpoint()
+
+    def _renew_log(self) -> None:
+        """After a failure make what the log shows durable, before anything is built on it.
+
+        A failed fsync may leave a gap in it. Recovery after a power cut stops there, while later
+        transactions were reported durable, or are in the database file already: mixed with the
+        older pages before the gap, that is a damaged database.
+        """
+        if self._log_suspect:
+            write_log_again(self._disk, self.path)
+            self._log_suspect = False
+
+    def _checkpoint(self) -> None:
+        """Move a large log into the database file. The caller's transaction holds in any case."""
+        if self._log_pages < LOG_PAGES_MAX:
+            return
+        self._log_pages = 0
+        try:
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except apsw.Error:
+            self._log_suspect = True
+
+    def _logged(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
     def add(
         self,
         rows: dict[ChunkId, Location],
@@ -415,9 +466,9 @@ class Index:
         """
         filter_ = Filter.sized(len(rows))
         filter_.add(rows)
-        with self._write, _translated(self.path):
+        with self._write:
             run = None
-            with transaction(self._writer):
+            with self._changing():
                 if rows:
                     number = self._new_run()
                     run = Run(number, number, len(rows), filter_)
@@ -442,7 +493,7 @@ class Index:
         with self._write, _translated(self.path):
             self._writer.pragma("synchronous", 2)  # FULL: the files are unlinked next
             try:
-                with transaction(self._writer):
+                with self._changing():
                     # Rows of removed packs stay in their runs until those are merged: the number
                     # of a removed pack must never come back.
                     self._writer.execute(
@@ -462,9 +513,11 @@ class Index:
 
     def forget(self, packs: Sequence[PackId]) -> None:
         """Drop the rows of packs whose files are gone."""
-        with self._write, _translated(self.path), transaction(self._writer):
-            self._writer.executemany("DELETE FROM packs WHERE number = ?", [(p,) for p in packs])
         with self._write:
+            with self._changing():
+                self._writer.executemany(
+                    "DELETE FROM packs WHERE number = ?", [(p,) for p in packs]
+                )
             kept = {n: row for n, row in self._view.packs.items() if n not in set(packs)}
             self._view = replace(self._view, packs=kept)
 
@@ -507,7 +560,7 @@ class Index:
         borders[0] = b""
         limits = [*borders[1:], b"\xff" * (KEY_BYTES + 1)]
         filter_ = Filter.sized(total)
-        with self._write, _translated(self.path), transaction(self._writer):
+        with self._changing():
             number = self._new_run()
         union = " UNION ALL ".join(
             f"SELECT id, pack, offset, length, {age} AS age FROM {run.table}"
@@ -527,7 +580,7 @@ class Index:
             if self._closed:
                 return False
             with self._write, _translated(self.path):
-                with transaction(self._writer):
+                with self._changing():
                     self._writer.execute(copy, {"low": low, "high": high})
                 copied = list(
                     _rows(
@@ -539,8 +592,8 @@ class Index:
             filter_.add(key for (key,) in copied)
             rows += len(copied)
         merged = Run(number, parts[0].newest, rows, filter_)
-        with self._write, _translated(self.path):
-            with transaction(self._writer):
+        with self._write:
+            with self._changing():
                 self._register(merged)
                 self._writer.executemany(
                     "DELETE FROM runs WHERE number = ?", [(run.number,) for run in parts]
@@ -552,7 +605,7 @@ class Index:
             )
             # Only now: a reader that misses a table finds another view and looks again.
             # A crash before this leaves tables that the next start drops.
-            with transaction(self._writer):
+            with self._changing():
                 for run in parts:
                     self._writer.execute(f"DROP TABLE {run.table}")
         return True

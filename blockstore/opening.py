@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from blockstore.chunker import ChunkerParams
-from blockstore.disk import Disk
+from blockstore.disk import Disk, write_again
 from blockstore.errors import FormatTooNew, StoreInvalid
 from blockstore.ids import ChunkId, Location, PackId, pack_name, pack_number
 from blockstore.index import SCRATCH_FILE, Index, IndexDamaged, PackRow, PackState, RootRow
@@ -250,7 +250,8 @@ class Recovery:
             header_whole = self._own_header(file.pread(HEADER_BYTES, 0), path)
             table = read_seal(file.pread, size, salt)
             if table is not None:
-                file.fdatasync()  # after a killed process it may be in the page cache only
+                # The records were durable before the table was written.
+                write_again(file, max([HEADER_BYTES, *(entry.end for entry in table)]), size)
                 self._take(number, table, file.pread, batch)
                 batch.packs.append(PackRow(number, size, len(table), PackState.SEALED))
                 return None
@@ -271,7 +272,8 @@ class Recovery:
                     # Its header must not count as a record's once the index covers this place.
                     file.pwritev([TORN_MAGIC], item.entry.offset)
                     self.report.records_torn += 1
-            file.fdatasync()
+            # What the index does not vouch for may be in the page cache only.
+            write_again(file, 0 if row is None else indexed, end)
             self._take(number, entries, file.pread, batch)
             batch.packs.append(PackRow(number, end, len(entries), PackState.OPEN))
             pack = WritePack(number, file, salt)

@@ -19,7 +19,7 @@ from typing import cast
 
 import apsw
 
-from blockstore.disk import SQLITE_VFS, Disk
+from blockstore.disk import SQLITE_VFS, Disk, write_log_again
 from blockstore.errors import FormatTooNew, OrbitError, StorageFailed, StorageFull
 from ghostd.filemap import chunk_ids
 from ghostd.inodes import INODE_COLUMNS, ROOT_INO, InodeRow
@@ -136,6 +136,8 @@ class Namespace:
         Raises FormatTooNew, NamespaceDamaged, StorageFull, StorageFailed.
         """
         path = folder / FILE_NAME
+        # A process that was killed after a failed fsync has left a log that may be in memory only.
+        write_log_again(disk, path)
         try:
             writer = connect(path, disk, cache_kib=cache_kib)
             if not writer.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone():

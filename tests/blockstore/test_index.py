@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from pathlib import Path
 
 import pytest
 
-from blockstore.errors import StorageFailed
+from blockstore.errors import OrbitError, StorageFailed
 from blockstore.ids import ChunkId, Location, PackId, chunk_id
 from blockstore.index import Index, IndexDamaged, PackRow, PackState, RootRow
-from tests.simdisk import SimDisk
+from tests.simdisk import SimDisk, SimulatedCrash, abandon
 
 UUID = b"u" * 16
 
@@ -154,3 +155,81 @@ def test_a_failed_read_is_our_error_and_the_next_lookup_works() -> None:
     disk.heal()
     assert index.lookup(rows) == rows
     index.close()
+
+
+def fill(index: Index, batches: int, known: dict[ChunkId, Location]) -> None:
+    """Tell it of so many packs; what it took is in `known`. A failure is the caller's."""
+    for _ in range(batches):
+        number = len(index.packs) + 1
+        rows = {
+            chunk_id(b"%d-%d" % (number, i)): Location(PackId(number), 64 + 100 * i, 36)
+            for i in range(40)
+        }
+        index.add(rows, [pack_row(number)])
+        known.update(rows)
+
+
+def assert_prefix(index: Index, known: dict[ChunkId, Location]) -> None:
+    """The database is sound, and has the packs up to some moment with all of their rows."""
+    assert index.integrity() == []
+    assert sorted(index.packs) == list(range(1, len(index.packs) + 1))
+    expected = {name: place for name, place in known.items() if place.pack in index.packs}
+    assert index.lookup(known) == expected
+
+
+def work(index: Index, known: dict[ChunkId, Location]) -> None:
+    """Enough for several checkpoints and merges; what fails is tried again later."""
+    for _ in range(20):
+        with contextlib.suppress(OrbitError):
+            fill(index, 3, known)
+            index.merge()
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_a_failed_sync_never_mixes_old_and_new_pages(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """A sync fails, work goes on with checkpoints, the power goes at any change after it."""
+    monkeypatch.setattr("blockstore.index.LOG_PAGES_MAX", 30)
+    disk = SimDisk(0)
+    index = open_on(disk)
+    start = disk.operations
+    work(index, {})
+    syncs = [number - start for number in disk.syncs if number > start]
+    assert len(syncs) > 10
+    index.close()
+    for seed in range(block * 60, block * 60 + 60):
+        rng = random.Random(seed)
+        disk = SimDisk(seed)
+        index = open_on(disk)
+        known: dict[ChunkId, Location] = {}
+        failing = rng.choice(syncs[:-4])
+        disk.fail_at(failing, StorageFailed("broken"))
+        disk.crash_at(failing + rng.randint(1, 60))
+        with contextlib.suppress(SimulatedCrash):
+            work(index, known)
+        assert disk.crashed
+        after = disk.crash()
+        abandon(index.close)
+        index = open_on(after)
+        assert_prefix(index, known)
+        index.close()
+
+
+def test_what_is_durable_stays_after_a_failure_before_it() -> None:
+    """The state of removed packs is durable when condemn() returns, also the second time."""
+    for seed in range(60):
+        disk = SimDisk(seed)
+        index = open_on(disk)
+        known: dict[ChunkId, Location] = {}
+        fill(index, 5, known)
+        disk.fail_at(1 + seed % 12, StorageFailed("broken"))
+        with contextlib.suppress(OrbitError):
+            index.condemn([PackId(2)])
+        disk.heal()
+        index.condemn([PackId(2)])
+        after = disk.crash()
+        abandon(index.close)
+        index = open_on(after)
+        assert index.packs.get(PackId(2)) in (None, pack_row(2)._replace(state=PackState.CONDEMNED))
+        index.close()

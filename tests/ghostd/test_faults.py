@@ -7,6 +7,7 @@ works again one sync succeeds, and a power cut then finds everything that was ev
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import pytest
 import trio
@@ -17,8 +18,8 @@ from ghostd.threads import Inline
 from ghostd.tree import Tree
 from tests.ghostd.crashes import Machine
 from tests.ghostd.history import Driver, Op, Reenters, burst, propose
-from tests.ghostd.world import ROOT
-from tests.simdisk import SimDisk
+from tests.ghostd.world import ROOT, World, run
+from tests.simdisk import SimDisk, abandon
 
 pytestmark = pytest.mark.usefixtures("small_scale")
 
@@ -139,6 +140,63 @@ def test_each_change_of_a_commit_fails_in_turn(error: OrbitError, times: int) ->
 
         machine.life(history, crash_at=None)
         assert machine.verify() == len(driver.states) - 1
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_what_a_process_left_that_was_killed_after_a_failure_is_not_believed(block: int) -> None:
+    """A failed sync drops data that the next process still sees; it must not build on that."""
+    for seed in range(block * 25, block * 25 + 25):
+        rng = random.Random(seed)
+        kept, doubtful = rng.randbytes(9_000), rng.randbytes(20_000)
+        disk = SimDisk(seed)
+        first = World(disk)
+
+        async def fail(
+            world: World = first, disk: SimDisk = disk, seed: int = seed, kept: bytes = kept,
+            doubtful: bytes = doubtful,
+        ) -> None:  # fmt: skip
+            async with world.running():
+                await store(world, b"kept", kept)
+                await world.fs.sync()
+                disk.fail_at(1 + seed % 16, BROKEN, times=1 + seed % 2)
+                await store(world, b"doubtful", doubtful)
+                with suppress(OrbitError):
+                    await world.fs.sync()
+
+        run(fail, seed)
+        disk.heal()
+        disk = disk.kill()
+        abandon(first.close)
+        second = World(disk)
+
+        async def go_on(world: World = second, doubtful: bytes = doubtful) -> None:
+            async with world.running():
+                await store(world, b"same", doubtful)
+                await world.fs.sync()
+
+        run(go_on, seed)
+        disk = disk.crash()
+        abandon(second.close)
+        third = World(disk)
+        try:
+            for name, content in ((b"kept", kept), (b"same", doubtful)):
+                assert run(lambda w=third, n=name: load(w, n), seed) == content, (seed, name)
+            run(third.running_check, seed)
+        finally:
+            third.close()
+
+
+async def store(world: World, name: bytes, content: bytes) -> None:
+    """Create a file."""
+    ino = world.fs.create(1, name, 0o100644, ROOT).ino
+    await world.fs.write(ino, 0, content)
+
+
+async def load(world: World, name: bytes) -> bytes:
+    """The content of a file."""
+    async with world.running():
+        inode = world.fs.lookup(1, name)
+        return bytes(await world.fs.read(inode.ino, 0, inode.size))
 
 
 def test_dropping_what_a_failed_commit_held_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,7 @@ class SimDisk:
         self.seed = seed
         self.size_bytes = size_bytes
         self.operations = 0  # changes so far: writes, syncs, creations, renames, removals
+        self.syncs: list[int] = []  # which of them were syncs of files
         self.crashed = False
         self._rng = random.Random(seed)
         self._lock = threading.RLock()
@@ -367,6 +368,7 @@ class SimFile:
     def fdatasync(self) -> None:
         """See DiskFile."""
         with self._disk._lock:
+            self._disk.syncs.append(self._disk.operations + 1)
             try:
                 self._disk._step()
             except OrbitError:
