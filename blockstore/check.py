@@ -89,9 +89,9 @@ class Checker:
         packs = self.index.packs
         names = set(self.disk.listdir(self.folder))
         for name in sorted(names):
-            pack = pack_number(name)
-            if pack is None or (pack < self.border and pack not in packs and self._filled(name)):
-                checks.known.fail(f"{name} is not known")
+            stray = self._stray(name)
+            if stray:
+                checks.known.fail(f"{name} {stray}")
         roots = {root.location for root in self.index.roots()}
         for number, row in sorted(packs.items()):
             name = pack_name(number)
@@ -114,16 +114,32 @@ class Checker:
             if check is not checks.content or self.data
         ]
 
-    def _filled(self, name: str) -> bool:
-        """Tell whether a pack has more than its header; one whose first write failed has not."""
+    def _stray(self, name: str) -> str:
+        """Return what is wrong with a file that is no known pack, and what to do; "" if nothing."""
+        number = pack_number(name)
+        if number is None:
+            return "is not a pack: move it out of this folder"
+        if number >= self.border or number in self.index.packs:
+            return ""
         try:
             file = self.disk.open(self.folder / name)
         except FileNotFoundError:
-            return False
+            return ""
         try:
-            return file.size() > HEADER_BYTES
+            if file.size() <= HEADER_BYTES:
+                return ""  # its first write failed: there is nothing in it
+            header = decode_pack_header(file.pread(HEADER_BYTES, 0), name)
+            foreign = header.store_uuid != self.identity.uuid
+        except (FormatError, FormatTooNew, OrbitError):
+            foreign = False
         finally:
             file.close()
+        if foreign:
+            return "is a pack of another store: move it out of this folder"
+        return (
+            "has come into this folder since the start, or is left from a failed write: nothing "
+            "is lost; restart the program, which reads it in or removes it"
+        )
 
     @contextlib.contextmanager
     def _open(self, row: PackRow) -> Iterator[_Pack]:

@@ -110,6 +110,8 @@ class Writer:
         self._full: list[WritePack] = []
         self._suspect: list[WritePack] = []
         self._lost: set[ChunkId] = set()
+        # Files, and up to where they count (0: not at all), that are still to be cut to that.
+        self._rubbish: dict[Path, int] = {}
         # Durable, waiting to be told to the index in one batch.
         self._ready: dict[ChunkId, Location] = {}
         self._ready_roots: list[RootRow] = []
@@ -225,10 +227,28 @@ class Writer:
             file.pwritev([encode_pack_header(self._header._replace(pack=number))], 0)
         except OrbitError:
             file.close()
-            with contextlib.suppress(OrbitError, FileNotFoundError):
-                self._disk.unlink(path)
+            self._rubbish[path] = 0
+            self._clear_rubbish()
             raise
         return pack
+
+    def _clear_rubbish(self) -> None:
+        """Cut or remove what failures have left in files, as far as the disk does it now."""
+        for path, end in list(self._rubbish.items()):
+            with contextlib.suppress(OrbitError):
+                with contextlib.suppress(FileNotFoundError):
+                    self._cut(path, end)
+                self._rubbish.pop(path, None)
+
+    def _cut(self, path: Path, end: int) -> None:
+        if not end:
+            self._disk.unlink(path)
+            return
+        file = self._disk.open(path, writable=True)
+        try:
+            file.truncate(end)
+        finally:
+            file.close()
 
     def _write(self, pack: WritePack, buffers: Sequence[Buffer], offset: int) -> None:
         """Write at the pack's end, or leave the pack as it was."""
@@ -383,10 +403,9 @@ class Writer:
                 self._suspect.pop(0)
             # Without this the next start would find records that may never have reached the
             # disk in the page cache, and believe them.
-            with contextlib.suppress(OrbitError, FileNotFoundError):
-                pack.file.truncate(pack.synced_end)
-                if not pack.synced_entries:
-                    self._disk.unlink(self._folder / pack_name(pack.number))
+            keep = pack.synced_end if pack.synced_entries else 0
+            self._rubbish[self._folder / pack_name(pack.number)] = keep
+            self._clear_rubbish()
             pack.file.close()
             if lost_roots:
                 raise StorageFailed(
@@ -419,6 +438,7 @@ class Writer:
                     self._open = None
                 border = self._next_pack
             self._sync()
+            self._clear_rubbish()
             self._tell_index()
             return border
 

@@ -161,6 +161,36 @@ def test_check_sees_missing_short_and_foreign_packs(open_store: Opener) -> None:
     assert {"packs-present", "pack-tables", "pack-headers", "packs-known"} <= broken
 
 
+def test_a_stray_file_is_told_with_what_to_do(open_store: Opener, tmp_path: Path) -> None:
+    store = open_store()
+    ids = store.put(blobs(150))
+    store.sync()
+    folder = store.folder / "packs"
+    own = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = open_store(folder=tmp_path / "other")
+    other.put(blobs(150, seed=1))
+    other.sync()
+    store.collect([])
+    gone = sorted(name for name in own if not (folder / name).exists())
+    (folder / "notes").write_bytes(b"")
+    (folder / gone[0]).write_bytes(own[gone[0]])
+    (folder / gone[1]).write_bytes(next((tmp_path / "other" / "packs").iterdir()).read_bytes())
+    (result,) = [result for result in store.check() if not result.ok]
+    assert result.name == "packs-known"
+    told = dict(problem.split(" ", 1) for problem in result.problems)
+    assert told.keys() == {"notes", *gone[:2]}
+    assert "is not a pack: move it" in told["notes"]
+    assert "nothing is lost; restart" in told[gone[0]]
+    assert "another store: move it" in told[gone[1]]
+    # Doing what it says helps.
+    (folder / "notes").unlink()
+    (folder / gone[1]).unlink()
+    store.close()
+    store = open_store()
+    assert_sound(store)
+    assert store.contains(ids)
+
+
 @pytest.mark.parametrize("damage", ["missing", "garbage", "zeros"])
 def test_index_is_rebuilt_from_the_packs_alone(open_store: Opener, damage: str) -> None:
     store = open_store()

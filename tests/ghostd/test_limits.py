@@ -123,7 +123,7 @@ async def test_a_writer_that_waits_in_vain_is_told_why(
         await world.fs.sync()
         assert world.tree.unstored == 0
         assert bytes(await world.fs.read(ino, written, 100)) == b"goes on"
-        await world.check(besides="packs-known")
+        await world.check()
 
 
 @jumping
