@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from contextlib import ExitStack, suppress
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -244,7 +243,7 @@ class Daemon:
             threads=self._threads,
         )
         keepers.callback(self._keeper.close)
-        self._flusher = Flusher(partial(sync_kernel, self._mount), writeback.commit)
+        self._flusher = Flusher(self._sync_kernel, writeback.commit)
         self._control = DaemonControl(
             mount=self._mount,
             folder=self._state,
@@ -317,6 +316,9 @@ class Daemon:
         self._notifier.ready(f"mounted on {self._mount}")
         log.info("mounted", mount=str(self._mount), state=str(self._state))
 
+    async def _sync_kernel(self) -> None:
+        await sync_kernel(self._mount, self._tree.open_files())
+
     async def _tick(self) -> None:
         watchdog = self._notifier.watchdog_interval_s
         last_alive = last_status = trio.current_time()
@@ -367,7 +369,7 @@ class Daemon:
         self._control.state = DaemonState.STOPPING
         self._notifier.stopping()
         try:
-            await sync_kernel(self._mount)
+            await self._sync_kernel()
         except OrbitError as error:
             log.warning("the kernel could not hand over its dirty pages", error=str(error))
         if await trio.to_thread.run_sync(lambda: unmount(self._mount, lazy=False)):

@@ -12,6 +12,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import structlog
 import trio
 
 from blockstore.errors import OrbitError, StorageFailed
+from ghostd import handover
 
 log = structlog.get_logger("ghostd.mount")
 
@@ -160,35 +163,46 @@ def unmount(mount: Path, *, lazy: bool) -> bool:
     return done.returncode == 0
 
 
-async def sync_kernel(mount: Path) -> None:
+async def sync_kernel(mount: Path, open_files: Iterable[tuple[int, int]]) -> None:
     """Have the kernel hand over the dirty pages it holds for the mount. Raises StorageFailed.
 
-    A process of its own asks the kernel. A thread of the daemon that waits for the daemon's own
-    answer outlives SIGKILL, holds /dev/fuse open, and so keeps the connection from ending, which
-    alone could wake it. The process holds nothing: the daemon's end ends it.
+    `open_files`: (inode number, generation) of those that may have some. A process of its own asks
+    the kernel (`handover`). A thread of the daemon that waits for the daemon's own answer outlives
+    SIGKILL, holds /dev/fuse open, and so keeps the connection from ending, which alone could wake
+    it. The process holds nothing: the daemon's end ends it.
     """
+    files = b"".join(b"%d %d\n" % file for file in open_files)
+    if os.geteuid() == 0:
+        command = [sys.executable, "-I", "-S", handover.__file__, str(mount)]
+    else:  # what `handover` does beyond this is root's privilege
+        command = ["sync", "-f", "--", str(mount)]
     try:
         process = await trio.lowlevel.open_process(
-            ["sync", "-f", "--", mount],
-            stdin=subprocess.DEVNULL,
+            command,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
     except OSError as error:
         raise StorageFailed(
-            f"what the kernel holds for {mount} was not written: sync (of coreutils) could not be "
+            f"what the kernel holds for {mount} was not written: {command[0]} could not be "
             f"started: {error.strerror}"
         ) from error
+    assert process.stdin is not None
     assert process.stderr is not None
     try:
+        with contextlib.suppress(trio.BrokenResourceError):  # it has ended, and says why
+            await process.stdin.send_all(files)
+        await process.stdin.aclose()
         code = await process.wait()
         said = await process.stderr.receive_some()
         if code != 0:
-            reason = said.decode(errors="replace").strip() or f"sync ended with {code}"
+            reason = said.decode(errors="replace").strip() or f"exit code {code}"
             raise StorageFailed(f"what the kernel holds for {mount} was not written: {reason}")
     finally:
         # Cancelled: not waited for, since what waits for a stuck mount cannot be killed.
         process.kill()
+        await trio.aclose_forcefully(process.stdin)
         await trio.aclose_forcefully(process.stderr)
 
 

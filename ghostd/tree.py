@@ -198,6 +198,10 @@ class Tree:
         if not inode.dead:
             self._dirty_contents[inode.ino] = inode
 
+    def open_files(self) -> list[tuple[int, int]]:
+        """(inode number, generation) of the regular files that are open."""
+        return [(i.ino, i.generation) for i in self.cache.values() if i.opens and i.is_file]
+
     def reap(self, inode: Inode) -> bool:
         """Delete the inode if nothing can reach it any more; whether it is gone."""
         if inode.nlink or inode.opens or inode.dead or self.lookups.get(inode.ino):

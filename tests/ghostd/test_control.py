@@ -65,7 +65,7 @@ class Daemon:
         self.world = world = World(self.disk, threads=self.threads, options=self._options)
         self.token = trio.lowlevel.current_trio_token()
         self.requests = RequestCounters()
-        flusher = Flusher(lambda: sync_kernel(self._mount), world.writeback.commit)
+        flusher = Flusher(lambda: sync_kernel(self._mount, []), world.writeback.commit)
         self.control = DaemonControl(
             mount=self._mount,
             folder=FOLDER,

@@ -239,12 +239,11 @@ class Daemon:
 
     def flush(self) -> None:
         """`orbit-ctl flush`: everything done so far is durable."""
-        sync_mount(self.mount)
         self.client.post("/v1/flush", {"timeout_s": 60.0}, 70.0)
 
     def check(self, *, data: bool = False) -> dict[str, Any]:
         """`orbit-ctl check`: the answer, whatever it is."""
-        sync_mount(self.mount)
+        self.flush()
         return self.client.post("/v1/check", {"data": data}, COMMAND_LIMIT_S)
 
     def check_clean(self, *, data: bool = False) -> None:
@@ -261,11 +260,6 @@ class Daemon:
     def state_bytes(self) -> int:
         """What the state folder occupies."""
         return sum(path.lstat().st_blocks * 512 for path in self.state.rglob("*"))
-
-
-def sync_mount(mount: Path) -> None:
-    """syncfs(2) through a command: the kernel hands over its dirty pages."""
-    run("sync", "-f", mount)
 
 
 def is_mounted(mount: Path) -> bool:

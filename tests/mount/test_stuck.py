@@ -180,6 +180,49 @@ def test_a_flush_that_is_late_says_so_and_goes_on(freezable, new_daemon):
     daemon.stop()
 
 
+FILL = """
+import os, sys
+with open(sys.argv[1], "wb", buffering=0) as file:
+    for _ in range(24):
+        file.write(b"x" * (1 << 20))
+    print("written", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_flush_waits_for_what_the_kernel_still_holds(freezable, new_daemon):
+    """Also when the daemon takes it in slowly: here it is at its limit until the disk works."""
+    daemon = new_daemon(state=freezable / "state", config='[write]\ndirty_bytes_max = "16 MiB"\n')
+    daemon.start()
+    run("fsfreeze", "--freeze", freezable)
+    with (
+        cf.ThreadPoolExecutor(1) as pool,
+        subprocess.Popen(
+            ["python3", "-c", FILL, daemon.mount / "much"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as writer,
+    ):
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"written\n"
+            flush = pool.submit(daemon.client.post, "/v1/flush", {"timeout_s": 120.0}, 130.0)
+            deadline = time.monotonic() + END_LIMIT_S
+            while daemon.status()["dirty_bytes"] < 16 * MIB:
+                assert time.monotonic() < deadline, "the daemon never came to its limit"
+                assert not flush.done(), flush.result()
+            run("fsfreeze", "--unfreeze", freezable)
+            flush.result(END_LIMIT_S)
+            daemon.kill()
+        finally:
+            run("fsfreeze", "--unfreeze", freezable, codes=(0, 1))
+            abort_connection(daemon.mount)
+            writer.kill()
+    daemon.start()
+    assert (daemon.mount / "much").read_bytes() == b"x" * 24 * MIB
+    daemon.stop()
+
+
 def test_a_daemon_that_holds_a_request_for_ever_is_alive(workplace):
     """Looking whether a mount is served returns, though what looks cannot be killed."""
     if os.geteuid() != 0:
