@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ghostd import acl
 from ghostd.errors import (
@@ -88,6 +88,13 @@ class Space:
     free_bytes: int
     inodes: int
     inodes_free: int
+
+
+class _Place(NamedTuple):
+    """A name in a directory, whether something is there or not."""
+
+    directory: Inode
+    name: bytes
 
 
 class Filesystem:
@@ -315,11 +322,12 @@ class Filesystem:
             raise NotFound
         if inode.is_dir and new_parent != parent and self._below(target_dir, inode):
             raise InvalidArgument
+        source, target = _Place(source_dir, name), _Place(target_dir, new_name)
         found = self.tree.find(new_parent, new_name)
         if found is None:
             if flags & RENAME_EXCHANGE:
                 raise NotFound
-            self._move(source_dir, name, inode, target_dir, new_name, cookie=0)
+            self._move(inode, source, target, cookie=0)
             return
         if flags & RENAME_NOREPLACE:
             raise AlreadyExists
@@ -328,26 +336,16 @@ class Filesystem:
             if other.is_dir and new_parent != parent and self._below(source_dir, other):
                 raise InvalidArgument
             if other is not inode:
-                self._exchange(source_dir, name, inode, target_dir, new_name, other)
+                self._exchange(inode, source, other, target)
             return
         if other is not inode:
-            self._replace(source_dir, name, inode, target_dir, new_name, other, found[0])
-
-    def _replace(
-        self,
-        source_dir: Inode,
-        name: bytes,
-        inode: Inode,
-        target_dir: Inode,
-        new_name: bytes,
-        other: Inode,
-        cookie: int,
-    ) -> None:
-        self._check_replaceable(inode, other)
-        self._move(source_dir, name, inode, target_dir, new_name, cookie=cookie)
-        now = inode.ctime_ns
-        self._entries_changed(target_dir, now, entries=-1, subdirectories=-1 if other.is_dir else 0)
-        self._name_lost(other, now)
+            self._check_replaceable(inode, other)
+            self._move(inode, source, target, cookie=found[0])
+            now = inode.ctime_ns
+            self._entries_changed(
+                target_dir, now, entries=-1, subdirectories=-1 if other.is_dir else 0
+            )
+            self._name_lost(other, now)
 
     @staticmethod
     def _check_replaceable(inode: Inode, other: Inode) -> None:
@@ -366,52 +364,32 @@ class Filesystem:
             ino = self.tree.parent_of(ino)
         return ino == ancestor.ino
 
-    def _move(
-        self,
-        source_dir: Inode,
-        name: bytes,
-        inode: Inode,
-        target_dir: Inode,
-        new_name: bytes,
-        *,
-        cookie: int,
-    ) -> None:
+    def _move(self, inode: Inode, source: _Place, target: _Place, *, cookie: int) -> None:
         now = self._now_ns()
         subdirectories = 1 if inode.is_dir else 0
-        self.tree.drop_name(source_dir.ino, name)
+        self.tree.drop_name(source.directory.ino, source.name)
         # A replaced name keeps its place in listings, so that one under way shows it once.
-        self.tree.set_name(target_dir.ino, new_name, inode.ino, cookie)
-        self._entries_changed(source_dir, now, entries=-1, subdirectories=-subdirectories)
-        self._entries_changed(target_dir, now, entries=1, subdirectories=subdirectories)
+        self.tree.set_name(target.directory.ino, target.name, inode.ino, cookie)
+        self._entries_changed(source.directory, now, entries=-1, subdirectories=-subdirectories)
+        self._entries_changed(target.directory, now, entries=1, subdirectories=subdirectories)
         if inode.is_dir:
-            inode.parent = target_dir.ino
+            inode.parent = target.directory.ino
         inode.ctime_ns = now
         self.tree.touch(inode)
 
-    def _exchange(
-        self,
-        source_dir: Inode,
-        name: bytes,
-        inode: Inode,
-        target_dir: Inode,
-        new_name: bytes,
-        other: Inode,
-    ) -> None:
+    def _exchange(self, inode: Inode, source: _Place, other: Inode, target: _Place) -> None:
         now = self._now_ns()
-        for directory, entry, newcomer in (
-            (source_dir, name, other),
-            (target_dir, new_name, inode),
-        ):
-            found = self.tree.find(directory.ino, entry)
+        for (directory, name), newcomer in ((source, other), (target, inode)):
+            found = self.tree.find(directory.ino, name)
             assert found is not None
-            self.tree.set_name(directory.ino, entry, newcomer.ino, found[0])
+            self.tree.set_name(directory.ino, name, newcomer.ino, found[0])
             if newcomer.is_dir:
                 newcomer.parent = directory.ino
             newcomer.ctime_ns = now
             self.tree.touch(newcomer)
         moved = int(inode.is_dir) - int(other.is_dir)
-        self._entries_changed(source_dir, now, entries=0, subdirectories=-moved)
-        self._entries_changed(target_dir, now, entries=0, subdirectories=moved)
+        self._entries_changed(source.directory, now, entries=0, subdirectories=-moved)
+        self._entries_changed(target.directory, now, entries=0, subdirectories=moved)
 
     # --- attributes ----------------------------------------------------------------------------
 
