@@ -7,8 +7,8 @@ collision (2^80 work) could hide a chunk, never return a wrong one.
 
 Tables are named by numbers of our own, so composing SQL with them injects nothing (S608).
 
-Locks: `_write` guards the writing connection. `_view` (runs, packs) is an immutable value replaced
-under `_write` and read without it; a reader that meets a run merged away in between looks again.
+Locks: `_view` (runs, packs) is an immutable value replaced under the database's lock and read
+without it; a reader that meets a run merged away in between looks again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from importlib import resources
@@ -25,16 +26,14 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from blockstore.disk import SQLITE_VFS, Disk, OsDisk, write_log_again
-from blockstore.errors import OrbitError, StorageFailed, StorageFull, StoreInvalid
+from blockstore.database import Database, transaction, translated
+from blockstore.disk import Disk
+from blockstore.errors import OrbitError, StoreInvalid
 from blockstore.ids import ChunkId, Location, PackId
 from blockstore.runs import Filter, Run, plan_merge, probe
 
 SCHEMA_VERSION = 1
 KEY_BYTES = 20
-PAGE_BYTES = 4096
-SCRATCH_FILE = "collect.tmp"
-LOG_PAGES_MAX = 4_000  # beyond, the log is moved into the database file
 _MERGE_STEP_ROWS = 65_536  # rows per transaction of a merge: about 50 ms
 
 
@@ -85,98 +84,20 @@ class IndexDamaged(Exception):
     """The database cannot be used; it has to be rebuilt from the packs."""
 
 
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except apsw.FullError as error:
-        raise StorageFull(f"no space left while writing {path}: free some space") from error
-    except (apsw.CorruptError, apsw.NotADBError) as error:
-        raise StoreInvalid(
-            f"{path} is damaged: stop the program, remove that file and start again; "
-            "it is rebuilt from the packs"
-        ) from error
-    except (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
-        raise StorageFailed(f"reading or writing {path} failed: {error}") from error
-
-
-@contextlib.contextmanager
-def transaction(connection: apsw.Connection, *, reading: bool = False) -> Iterator[None]:
-    """Commit at the end, or roll back and let the first error through.
-
-    `reading`: for one snapshot of what is read.
-
-    After an I/O error SQLite may have rolled back by itself; a second error about that (which
-    apsw's own context manager raises) would hide the one that matters.
-    """
-    connection.execute("BEGIN" if reading else "BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            with contextlib.suppress(apsw.Error):
-                connection.execute("ROLLBACK")
-        raise
-
-
 class Index:
     """The open index."""
 
     def __init__(self, path: Path, disk: Disk | None) -> None:
-        self.path = path
-        self._disk = disk if disk is not None else OsDisk()
-        self.single = self._disk.sqlite_vfs is not None
-        self._write = threading.RLock()
+        self._db = Database(path, disk)
+        self._writer = self._db.writer
         self._merging = threading.Lock()
-        self._local = threading.local()
-        self._connections: list[apsw.Connection] = []
-        self._connections_lock = threading.Lock()
         self._view = _View((), {})
         self._closed = False
-        # A log left by a process that was killed after a failed fsync may be in memory only.
-        self._log_suspect = True
-        self._log_pages = 0
-        try:
-            with _translated(path):
-                self._renew_log()
-                self._writer = self._connect()
-                self._scratch = self._writer
-                if not self.single:
-                    self._writer.pragma("journal_mode", "wal")
-                self._writer.pragma("synchronous", 1)
-                self._writer.pragma("wal_autocheckpoint", 0)  # it would hide its failures
-                self._writer.set_wal_hook(self._logged)
-        except BaseException:
-            with contextlib.suppress(OrbitError):
-                self.close()
-            raise
 
-    def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self.path), vfs=self._disk.sqlite_vfs or SQLITE_VFS)
-        with self._connections_lock:
-            self._connections.append(connection)
-        connection.set_busy_timeout(30_000)
-        connection.pragma("page_size", PAGE_BYTES)
-        if self.single:
-            connection.pragma("locking_mode", "exclusive")
-            connection.pragma("journal_mode", "wal")
-        # KiB; the inner pages of 10^7 rows. The kernel's page cache does the rest.
-        connection.pragma("cache_size", -4096)
-        connection.pragma("mmap_size", 0)
-        return connection
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[apsw.Connection]:
-        with _translated(self.path):
-            if self.single:
-                with self._write:
-                    yield self._writer
-                return
-            connection = getattr(self._local, "connection", None)
-            if connection is None:
-                connection = self._local.connection = self._connect()
-            yield connection
+    @property
+    def single(self) -> bool:
+        """Whether there is one connection for everything."""
+        return self._db.single
 
     # ---- opening ----
 
@@ -186,7 +107,7 @@ class Index:
         index = cls(path, disk)
         schema = resources.files("blockstore").joinpath("schema.sql").read_text("utf-8")
         try:
-            with _translated(path), transaction(index._writer):
+            with translated(path), transaction(index._writer):
                 index._writer.execute(schema)
                 index._writer.executemany(
                     "INSERT INTO meta VALUES (?, ?)",
@@ -209,7 +130,7 @@ class Index:
         index = None
         try:
             index = cls(path, disk)
-            with _translated(path):
+            with translated(path):
                 index._load(store_uuid)
         except (StoreInvalid, apsw.Error, IndexDamaged, ValueError, TypeError) as error:
             if index is not None:
@@ -257,26 +178,14 @@ class Index:
     def close(self) -> None:
         """Wait for a running merge to stop, checkpoint and close all connections."""
         self._closed = True
-        with self._merging, self._write, self._connections_lock:
-            connections, self._connections = self._connections, []
-            for connection in connections[1:]:
-                connection.close()
-            with _translated(self.path):
-                for connection in connections[:1]:  # the writer last: it checkpoints
-                    try:
-                        with contextlib.suppress(OrbitError):
-                            self._renew_log()
-                    finally:
-                        if self._log_suspect:
-                            # Half of a doubtful log in the database file is worse than the log.
-                            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-                        connection.close()
+        with self._merging:
+            self._db.close()
 
     # ---- reading ----
 
     def next_pack(self) -> PackId:
         """Return the lowest number that no removed pack had; known packs may have higher ones."""
-        with self._reading() as connection:
+        with self._db.reading() as connection:
             ((number,),) = _rows(
                 connection.execute("SELECT value FROM meta WHERE key = 'next_pack'").fetchall()
             )
@@ -303,7 +212,7 @@ class Index:
             view = self._view
             try:
                 # Locking for each statement would cost a fifth of a lookup.
-                with self._reading() as connection, transaction(connection, reading=True):
+                with self._db.reading() as connection, transaction(connection, reading=True):
                     return self._lookup(connection, view, ids)
             except apsw.SQLError:
                 if view is self._view:
@@ -338,7 +247,7 @@ class Index:
 
     def roots(self) -> list[RootRow]:
         """Return the root records of packs that exist, oldest first."""
-        with self._reading() as connection:
+        with self._db.reading() as connection:
             return [
                 RootRow(seq, Location(pack, offset, length))
                 for seq, pack, offset, length in _rows(
@@ -349,14 +258,14 @@ class Index:
 
     def integrity(self) -> list[str]:
         """Return what SQLite's own check finds wrong."""
-        with self._reading() as connection:
+        with self._db.reading() as connection:
             found = [str(row[0]) for row in _rows(connection.execute("PRAGMA integrity_check"))]
         return [] if found == ["ok"] else found
 
     def rows_by_pack(self) -> Iterator[tuple[PackId, list[IndexedRow]]]:
         """Yield all rows, run by run and in each run pack by pack; nothing may merge meanwhile."""
         for table in self.run_tables():
-            with self._reading() as connection:
+            with self._db.reading() as connection:
                 ordered = _rows(
                     connection.execute(
                         f"SELECT pack, id, offset, length FROM {table} ORDER BY pack"
@@ -375,84 +284,15 @@ class Index:
         with self._merging:
             yield
 
-    # ---- scratch space ----
-
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[None]:
+    def scratch(self) -> AbstractContextManager[None]:
         """Provide an empty database `scratch` beside the index (`main`) until the end."""
-        path = self.path.with_name(SCRATCH_FILE)
-        connection = self._writer
-        with _translated(path):
-            if not self.single:
-                path.unlink(missing_ok=True)
-                connection = self._connect()
-            connection.execute("ATTACH ? AS scratch", (":memory:" if self.single else str(path),))
-            # It is worthless after a crash.
-            connection.execute("PRAGMA scratch.journal_mode = off")
-            connection.execute("PRAGMA scratch.synchronous = off")
-            self._scratch = connection
-        try:
-            yield
-        finally:
-            with _translated(path):
-                if self.single:
-                    with self._write:
-                        connection.execute("DETACH scratch")
-                else:
-                    with self._connections_lock:
-                        self._connections.remove(connection)
-                    connection.close()
-                    path.unlink(missing_ok=True)
+        return self._db.scratch()
 
-    @contextlib.contextmanager
-    def scratch_connection(self) -> Iterator[apsw.Connection]:
+    def scratch_connection(self) -> AbstractContextManager[apsw.Connection]:
         """Lend the connection that sees `main` and `scratch`; one thread at a time."""
-        with _translated(self.path):
-            if self.single:
-                with self._write:
-                    yield self._scratch
-            else:
-                yield self._scratch
+        return self._db.scratch_connection()
 
     # ---- writing ----
-
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Hold the write lock; what is done inside is one transaction."""
-        with self._write, _translated(self.path):
-            self._renew_log()
-            try:
-                with transaction(self._writer):
-                    yield
-            except BaseException:
-                self._log_suspect = True
-                raise
-            self._checkpoint()
-
-    def _renew_log(self) -> None:
-        """After a failure make what the log shows durable, before anything is built on it.
-
-        A failed fsync may leave a gap in it. Recovery after a power cut stops there, while later
-        transactions were reported durable, or are in the database file already: mixed with the
-        older pages before the gap, that is a damaged database.
-        """
-        if self._log_suspect:
-            write_log_again(self._disk, self.path)
-            self._log_suspect = False
-
-    def _checkpoint(self) -> None:
-        """Move a large log into the database file. The caller's transaction holds in any case."""
-        if self._log_pages < LOG_PAGES_MAX:
-            return
-        self._log_pages = 0
-        try:
-            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        except apsw.Error:
-            self._log_suspect = True
-
-    def _logged(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
-        self._log_pages = pages
-        return apsw.SQLITE_OK
 
     def add(
         self,
@@ -466,9 +306,9 @@ class Index:
         """
         filter_ = Filter.sized(len(rows))
         filter_.add(rows)
-        with self._write:
+        with self._db.lock:
             run = None
-            with self._changing():
+            with self._db.changing():
                 if rows:
                     number = self._new_run()
                     run = Run(number, number, len(rows), filter_)
@@ -490,10 +330,10 @@ class Index:
 
     def condemn(self, packs: Sequence[PackId]) -> None:
         """Record, durably, that packs are about to be removed; their rows no longer count."""
-        with self._write, _translated(self.path):
+        with self._db.lock, translated(self._db.path):
             self._writer.pragma("synchronous", 2)  # FULL: the files are unlinked next
             try:
-                with self._changing():
+                with self._db.changing():
                     # Rows of removed packs stay in their runs until those are merged: the number
                     # of a removed pack must never come back.
                     self._writer.execute(
@@ -513,8 +353,8 @@ class Index:
 
     def forget(self, packs: Sequence[PackId]) -> None:
         """Drop the rows of packs whose files are gone."""
-        with self._write:
-            with self._changing():
+        with self._db.lock:
+            with self._db.changing():
                 self._writer.executemany(
                     "DELETE FROM packs WHERE number = ?", [(p,) for p in packs]
                 )
@@ -560,7 +400,7 @@ class Index:
         borders[0] = b""
         limits = [*borders[1:], b"\xff" * (KEY_BYTES + 1)]
         filter_ = Filter.sized(total)
-        with self._changing():
+        with self._db.changing():
             number = self._new_run()
         union = " UNION ALL ".join(
             f"SELECT id, pack, offset, length, {age} AS age FROM {run.table}"
@@ -579,8 +419,8 @@ class Index:
         for low, high in zip(borders, limits, strict=True):
             if self._closed:
                 return False
-            with self._write, _translated(self.path):
-                with self._changing():
+            with self._db.lock, translated(self._db.path):
+                with self._db.changing():
                     self._writer.execute(copy, {"low": low, "high": high})
                 copied = list(
                     _rows(
@@ -592,8 +432,8 @@ class Index:
             filter_.add(key for (key,) in copied)
             rows += len(copied)
         merged = Run(number, parts[0].newest, rows, filter_)
-        with self._write:
-            with self._changing():
+        with self._db.lock:
+            with self._db.changing():
                 self._register(merged)
                 self._writer.executemany(
                     "DELETE FROM runs WHERE number = ?", [(run.number,) for run in parts]
@@ -605,7 +445,7 @@ class Index:
             )
             # Only now: a reader that misses a table finds another view and looks again.
             # A crash before this leaves tables that the next start drops.
-            with self._changing():
+            with self._db.changing():
                 for run in parts:
                     self._writer.execute(f"DROP TABLE {run.table}")
         return True

@@ -13,8 +13,9 @@ from typing import Any
 
 import apsw
 
+from blockstore.database import transaction
 from blockstore.ids import ChunkId, PackId
-from blockstore.index import KEY_BYTES, Index, transaction
+from blockstore.index import KEY_BYTES, Index
 from blockstore.packfile import RECORD_BYTES
 
 _BATCH = 10_000

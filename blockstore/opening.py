@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from blockstore.chunker import ChunkerParams
+from blockstore.database import SCRATCH_FILE
 from blockstore.disk import Disk, write_again
 from blockstore.errors import FormatTooNew, StoreInvalid
 from blockstore.ids import ChunkId, Location, PackId, pack_name, pack_number
-from blockstore.index import SCRATCH_FILE, Index, IndexDamaged, PackRow, PackState, RootRow
+from blockstore.index import Index, IndexDamaged, PackRow, PackState, RootRow
 from blockstore.packfile import (
     FORMAT_VERSION,
     HEADER_BYTES,

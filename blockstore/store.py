@@ -6,7 +6,7 @@ Locks are taken in this order; none of ours is taken while one of the last line 
   collect lock        one collection or check at a time                        (store)
   sync lock           one fdatasync / seal / index batch at a time             (writer)
   append lock         end of the open pack, pending records                    (writer)
-  index write lock    the writing SQLite connection                            (index)
+  index write lock    the writing SQLite connection                            (database)
   dedup, cache, pack files: short critical sections without I/O
 
 put() holds the append lock only during one pwritev; hashing, looking up and compressing run in

@@ -190,7 +190,7 @@ def test_a_failed_sync_never_mixes_old_and_new_pages(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """A sync fails, work goes on with checkpoints, the power goes at any change after it."""
-    monkeypatch.setattr("blockstore.index.LOG_PAGES_MAX", 30)
+    monkeypatch.setattr("blockstore.database.LOG_PAGES_MAX", 30)
     disk = SimDisk(0)
     index = open_on(disk)
     start = disk.operations
