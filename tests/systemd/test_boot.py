@@ -91,5 +91,6 @@ def test_the_hardening_is_in_force(machine):
     assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
     # CAP_SYS_ADMIN (21), CAP_DAC_OVERRIDE (1), CAP_DAC_READ_SEARCH (2), and no other.
     assert re.search(r"^CapBnd:\t0000000000200006$", status, re.MULTILINE)
+    assert "open_by_handle_at" in machine.show("ghostd", "SystemCallFilter").split()
     same = [machine.must("readlink", f"/proc/{each}/ns/mnt") for each in (1, pid)]
     assert same[0] == same[1]
