@@ -14,7 +14,7 @@ from pathlib import Path
 from blockstore.disk import Disk
 from blockstore.errors import FormatTooNew, OrbitError
 from blockstore.ids import Location, PackId, pack_name, pack_number
-from blockstore.index import Index, IndexedRow, PackRow, PackState
+from blockstore.index import KEY_BYTES, Index, IndexedRow, PackRow, PackState
 from blockstore.opening import Identity
 from blockstore.packfile import (
     HEADER_BYTES,
@@ -167,7 +167,7 @@ class Checker:
         entries = pack.entries()
         if len(entries) != row.records:
             checks.records.fail(f"{name} has {len(entries)} records, {row.records} are indexed")
-        chunks = [entry.id for entry in entries if entry.kind == Kind.CHUNK]
+        chunks = [entry.id for entry in entries if entry.is_chunk]
         places = self.index.lookup(chunks)
         for chunk in chunks:
             if chunk not in places:
@@ -182,12 +182,14 @@ class Checker:
     def _check_rows(self, row: PackRow, group: list[IndexedRow], rows: _Check) -> None:
         try:
             with self._open(row) as pack:
-                places = {entry.offset: entry for entry in pack.entries()}
+                places = {
+                    (entry.offset, entry.id[:KEY_BYTES]): entry.location(row.number)
+                    for entry in pack.entries()
+                }
         except (OrbitError, FileNotFoundError):
             return  # reported by packs-present
-        for key, offset, length in group:
-            there = places.get(offset)
-            if there is None or not there.id.startswith(key) or there.stored_length != length:
+        for key, offset, length, share in group:
+            if places.get((offset, key)) != Location(row.number, offset, length, share):
                 rows.fail(f"{pack_name(row.number)}: row {key.hex()} names no record at {offset}")
 
 
@@ -228,13 +230,14 @@ class _Pack:
         if table is not None:
             return table
         end = min(self.size, self.row.bytes)
-        return [item.entry for item in scan(self.read, end, self.salt, verify_from=end)]
+        scanned = scan(self.read, end, self.salt, verify_from=end)
+        return [entry for item in scanned for entry in item.entries]
 
 
 def _check_content(pack: _Pack, entries: list[Entry], content: _Check) -> None:
     scanned = scan(pack.read, min(pack.size, pack.row.bytes), pack.salt)
-    intact = {item.entry.offset for item in scanned if item.intact}
+    intact = {item.offset for item in scanned if item.intact}
     for entry in entries:
         if entry.offset not in intact:
-            what = "chunk" if entry.kind == Kind.CHUNK else "root record"
+            what = "chunk" if entry.is_chunk else "root record"
             content.fail(f"{pack.name}: {what} {entry.id.hex()} is damaged", entry.id)

@@ -1,4 +1,4 @@
-"""How a chunk's bytes are packed: zstd, lz4 or as they are, chosen for each chunk."""
+"""How bytes are packed: zstd, lz4 or as they are, chosen for each record."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Codec(IntEnum):
 
 
 class Encoded(NamedTuple):
-    """A chunk as it will be stored."""
+    """Content as it will be stored."""
 
     codec: Codec
     payload: Buffer
@@ -45,14 +45,30 @@ class Encoder:
         self._level = level
         self._local = threading.local()
 
-    def encode(self, chunk: Buffer) -> Encoded:
-        """Return `chunk` encoded, or the very same buffer when it would hardly shrink."""
-        size = len(chunk)
-        if self.codec is Codec.NONE or (size >= _SAMPLE_FROM_BYTES and self._hopeless(chunk)):
-            return Encoded(Codec.NONE, chunk)
-        payload = self._compress(chunk)
-        if len(payload) > size * KEEP_RAW_ABOVE:
-            return Encoded(Codec.NONE, chunk)
+    def hopeless(self, chunk: Buffer) -> bool:
+        """Tell cheaply that encode() would not shrink a chunk; small ones are not worth asking.
+
+        Three samples (start, middle, end) all fail to shrink.
+        """
+        if self.codec is Codec.NONE:
+            return True
+        if len(chunk) < _SAMPLE_FROM_BYTES:
+            return False
+        view = memoryview(chunk)
+        last = len(view) - _SAMPLE_BYTES
+        return all(
+            len(self._compress(view[start : start + _SAMPLE_BYTES]))
+            > _SAMPLE_BYTES * KEEP_RAW_ABOVE
+            for start in (last // 2, 0, last)
+        )
+
+    def encode(self, data: Buffer) -> Encoded:
+        """Return `data` encoded, or the very same buffer when it would hardly shrink."""
+        if self.codec is Codec.NONE:
+            return Encoded(Codec.NONE, data)
+        payload = self._compress(data)
+        if len(payload) > len(data) * KEEP_RAW_ABOVE:
+            return Encoded(Codec.NONE, data)
         return Encoded(self.codec, payload)
 
     def _compress(self, data: Buffer) -> bytes:
@@ -64,16 +80,6 @@ class Encoder:
             compressor = self._local.zstd = zstandard.ZstdCompressor(level=self._level)
         result: bytes = compressor.compress(data)
         return result
-
-    def _hopeless(self, chunk: Buffer) -> bool:
-        """Tell whether three samples (start, middle, end) all fail to shrink."""
-        view = memoryview(chunk)
-        last = len(view) - _SAMPLE_BYTES
-        return all(
-            len(self._compress(view[start : start + _SAMPLE_BYTES]))
-            > _SAMPLE_BYTES * KEEP_RAW_ABOVE
-            for start in (last // 2, 0, last)
-        )
 
 
 _decoders = threading.local()

@@ -1,8 +1,9 @@
 """Collection: which packs to rewrite (pure), and rewriting them while reads and writes go on.
 
-A condemned pack's live records are copied as they are stored, made durable and told to the index;
-then the pack is marked condemned, durably, and unlinked. A crash before the mark leaves a pack with
-copies elsewhere; a crash after it leaves a file that the next opening removes.
+A condemned pack's live records are copied as they are stored (what is live of a group is compressed
+anew when the rest is dead), made durable and told to the index; then the pack is marked condemned,
+durably, and unlinked. A crash before the mark leaves a pack with copies elsewhere; a crash after it
+leaves a file that the next opening removes.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blockstore.codec import Encoder
 from blockstore.disk import Disk
 from blockstore.errors import StorageFailed, StorageFull
+from blockstore.grouping import records_of
 from blockstore.ids import ChunkId, Location, PackId, pack_name
 from blockstore.index import Index, PackRow, PackState
 from blockstore.marks import Marks
@@ -23,10 +26,12 @@ from blockstore.packfile import (
     RECORD_BYTES,
     TRAILER_BYTES,
     Entry,
-    Kind,
+    RecordHeader,
     decode_record_header,
+    open_chunks,
     payload_intact,
     read_seal,
+    record_entries,
     scan,
 )
 from blockstore.reader import PackFiles, plan_reads
@@ -127,6 +132,7 @@ class Collection:
     index: Index
     writer: Writer
     files: PackFiles
+    encoder: Encoder  # for what is left of groups
     marks: Marks
     touched: set[ChunkId]  # live although the roots may not name them
     kept_roots: set[Location]
@@ -159,19 +165,19 @@ class Collection:
     def _copy_live(self, pack: PackId, report: CollectReport) -> int:
         """Copy what is live in a pack; return the bytes copied."""
         entries = self._entries(pack)
-        chunks = [entry.id for entry in entries if entry.kind == Kind.CHUNK]
+        chunks = [entry.id for entry in entries if entry.is_chunk]
         live = self.marks.holds(chunks) | self.touched.intersection(chunks)
         current = self.index.lookup(live)
-        wanted: dict[int, Entry] = {}
+        wanted: dict[int, list[Entry]] = {}  # by record
         for entry in entries:
-            place = Location(pack, entry.offset, entry.stored_length)
-            if entry.kind == Kind.CHUNK:
+            place = entry.location(pack)
+            if entry.is_chunk:
                 # An id the index places elsewhere has a newer record there.
                 needed = entry.id in live and current.get(entry.id, place) == place
             else:
                 needed = place in self.kept_roots
             if needed:
-                wanted[entry.offset] = entry
+                wanted.setdefault(entry.offset, []).append(entry)
         size = 0
         for records in self._records(pack, wanted):
             report.records_copied += self.writer.append(records)
@@ -186,18 +192,16 @@ class Collection:
                 size = file.size()
                 entries = read_seal(file.pread, size, salt)
                 if entries is None:  # its table is damaged; the records speak for themselves
-                    entries = [
-                        item.entry for item in scan(file.pread, size, salt, verify_from=size)
-                    ]
+                    scanned = scan(file.pread, size, salt, verify_from=size)
+                    entries = [entry for item in scanned for entry in item.entries]
                 return entries
         except (FileNotFoundError, StorageFailed) as error:
             raise _Unreadable(str(error)) from error
 
-    def _records(self, pack: PackId, wanted: dict[int, Entry]) -> Iterator[list[Record]]:
+    def _records(self, pack: PackId, wanted: dict[int, list[Entry]]) -> Iterator[list[Record]]:
         salt = self.files.salt(pack)
         places = [
-            (entry.id, Location(pack, entry.offset, entry.stored_length))
-            for entry in wanted.values()
+            (entry.id, entry.location(pack)) for entries in wanted.values() for entry in entries
         ]
         for run in plan_reads(places):
             try:
@@ -205,15 +209,30 @@ class Collection:
                     data = memoryview(file.pread(run.length, run.offset))
             except (FileNotFoundError, StorageFailed) as error:
                 raise _Unreadable(str(error)) from error
-            records = []
+            records: list[Record] = []
             for want in run.wants:
                 start = want.offset - run.offset
                 header = decode_record_header(data[start : start + RECORD_BYTES], want.offset, salt)
                 payload = data[start + RECORD_BYTES : start + RECORD_BYTES + want.length]
-                if header is None or header.id != want.id or not payload_intact(header, payload):
-                    raise _Unreadable(f"chunk {want.id.hex()} in it is damaged and still needed")
-                records.append(Record(header, payload))
+                copies = None if header is None else self._copies(header, payload, want.ids)
+                if copies is None:
+                    raise _Unreadable(f"chunk {want.ids[0].hex()} in it is damaged and needed")
+                records += copies
             yield records
+
+    def _copies(
+        self, header: RecordHeader, payload: memoryview, live: Sequence[ChunkId]
+    ) -> list[Record] | None:
+        """Return records of the live chunks of a record, None when they are not in it, intact."""
+        listed = record_entries(header, payload, 0)
+        if listed is None or not {entry.id for entry in listed}.issuperset(live):
+            return None
+        if len(live) == len(listed):
+            return [Record(header, payload)] if payload_intact(header, payload) else None
+        chunks = open_chunks(header, payload)
+        if chunks is None:
+            return None
+        return list(records_of([(name, chunks[name]) for name in live], self.encoder))
 
     def _remove(self, packs: list[PackId], report: CollectReport) -> None:
         if not packs:

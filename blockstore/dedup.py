@@ -1,11 +1,13 @@
 """Which chunks need no second record.
 
-New data binds only to a record whose header this run has seen intact, never to an index row alone:
-a power cut or a bad sector may have taken the record since the row was written. What was seen is
-remembered, bounded. While a collection runs (`begin_touch`) every chunk that new data binds to is
-noted, so that it counts as live; once packs are condemned, nothing binds to them any more. A put()
-that began before `begin_touch` may have bound to anything: all it returns is noted when it ends,
-and `condemn` waits for it.
+New data binds only to a record whose header this run has seen intact, or to one in the intact table
+of a sealed pack, which is written after all records before it are durable; never to an index row
+alone: a power cut or a bad sector may have taken the record since the row was written. What was
+seen is remembered, bounded: data that comes again in the order it was stored in finds its chunks in
+memory after the first few of a pack. While a collection runs (`begin_touch`) every chunk that new
+data binds to is noted, so that it counts as live; once packs are condemned, nothing binds to them
+any more. A put() that began before `begin_touch` may have bound to anything: all it returns is
+noted when it ends, and `condemn` waits for it.
 
 Locks: `_lock` makes "bind or not" and "condemn" one step each; it is never held during I/O.
 `_quiet` is a condition on it: "no put() of an earlier generation is under way".
@@ -16,13 +18,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from blockstore.errors import CollectionAbandoned, StorageFailed
 from blockstore.ids import ChunkId, Location, PackId
-from blockstore.index import Index
+from blockstore.index import Index, PackState
 from blockstore.reader import PackFiles, Reader
 
 _SEEN_MAX = 65_536  # a generation; two of them are kept, about 20 MB when full
+# Its table is read instead of its records' headers once so many of them are asked for.
+_TABLE_FROM = 4
 
 
 class Dedup:
@@ -66,7 +71,8 @@ class Dedup:
         places: dict[ChunkId, PackId] = {}
         unseen = []
         young, old = self._young, self._old
-        for name in ids:
+        asked = set(ids)
+        for name in asked:
             pack = young.get(name)
             if pack is None:
                 pack = old.get(name)
@@ -88,28 +94,28 @@ class Dedup:
                 if pack in packs and pack not in condemned and name not in damaged
             }
             self._remember(bound)
+            bound = {name: pack for name, pack in bound.items() if name in asked}
             self._touch(bound)
         return set(bound)
 
     def _check(self, found: dict[ChunkId, Location]) -> dict[ChunkId, PackId]:
-        """Return those whose record's header is what it should be."""
+        """Return those whose record is there, and what else was seen on the way."""
         intact: dict[ChunkId, PackId] = {}
+        rows = self._index.packs
         order = sorted(found.items(), key=lambda item: item[1])
-        position = 0
-        while position < len(order):
-            pack = order[position][1].pack
-            end = position
-            while end < len(order) and order[end][1].pack == pack:
-                end += 1
+        for pack, group in groupby(order, key=lambda item: item[1].pack):
+            places = list(group)
+            row = rows.get(pack)
             try:
                 with self._files.using(pack) as file:
-                    for name, location in order[position:end]:
-                        header = self._reader.header(file, location)
-                        if header is not None and header.id == name:
+                    if len(places) >= _TABLE_FROM and row and row.state is PackState.SEALED:
+                        listed = self._reader.listed(file, pack)
+                        intact.update((entry.id, pack) for entry in listed if entry.is_chunk)
+                    for name, location in places:
+                        if name not in intact and name in self._reader.holds(file, location):
                             intact[name] = pack
             except (FileNotFoundError, StorageFailed):
                 pass  # what cannot be seen is written anew
-            position = end
         return intact
 
     def _remember(self, places: dict[ChunkId, PackId]) -> None:

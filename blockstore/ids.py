@@ -19,11 +19,12 @@ MAX_CHUNK = 1 << 20  # bytes; the fixed blocks of remote files are the largest c
 
 
 class Location(NamedTuple):
-    """Where one record lies."""
+    """Where the record of a chunk lies."""
 
     pack: PackId
     offset: int  # bytes from the start of the pack to the record's header
     length: int  # bytes of payload as stored, without the header
+    share: int = 0  # bytes of a group's record, header included, that count as this chunk's; 0: all
 
 
 def chunk_id(data: Buffer) -> ChunkId:

@@ -1,5 +1,5 @@
 # ruff: noqa: S608
-"""The chunk index: chunk id to pack, offset and length, in `chunks.db`.
+"""The chunk index: from a chunk's id to the place of its record, in `chunks.db`.
 
 The index is a cache of the packs. It is told of records only after their bytes are durable.
 Keys are the first 20 bytes of the id: whoever reads a record compares the whole id, so that a
@@ -32,8 +32,9 @@ from blockstore.errors import OrbitError, StoreInvalid
 from blockstore.ids import ChunkId, Location, PackId
 from blockstore.runs import Filter, Run, plan_merge, probe
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEY_BYTES = 20
+_PLACE = "pack, offset, length, share"  # a Location
 _MERGE_STEP_ROWS = 65_536  # rows per transaction of a merge: about 50 ms
 
 
@@ -73,6 +74,7 @@ class IndexedRow(NamedTuple):
     key: bytes  # first KEY_BYTES of the id
     offset: int
     length: int
+    share: int
 
 
 def _rows(found: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
@@ -226,7 +228,7 @@ class Index:
             (
                 run.filter.words,
                 run.filter.count,
-                f"SELECT pack, offset, length FROM {run.table} WHERE id = ? ORDER BY pack DESC",
+                f"SELECT {_PLACE} FROM {run.table} WHERE id = ? ORDER BY pack DESC",
             )
             for run in view.runs
         ]
@@ -240,8 +242,7 @@ class Index:
                 rows: list[Any] = connection.execute(sql, (name[:KEY_BYTES],)).fetchall()
                 place = next((row for row in rows if row[0] in packs), None)
                 if place is not None:
-                    pack, offset, length = place
-                    found[name] = Location(pack, offset, length)
+                    found[name] = Location(*place)
                     break
         return found
 
@@ -268,7 +269,7 @@ class Index:
             with self._db.reading() as connection:
                 ordered = _rows(
                     connection.execute(
-                        f"SELECT pack, id, offset, length FROM {table} ORDER BY pack"
+                        f"SELECT pack, id, offset, length, share FROM {table} ORDER BY pack"
                     )
                 )
                 for pack, group in groupby(ordered, key=lambda row: row[0]):
@@ -313,7 +314,7 @@ class Index:
                     number = self._new_run()
                     run = Run(number, number, len(rows), filter_)
                     self._writer.executemany(
-                        f"INSERT INTO {run.table} VALUES (?, ?, ?, ?)",
+                        f"INSERT INTO {run.table} VALUES (?, ?, ?, ?, ?)",
                         ((name[:KEY_BYTES], *rows[name]) for name in sorted(rows)),
                     )
                     self._register(run)
@@ -323,7 +324,7 @@ class Index:
                     self._writer.execute("INSERT OR REPLACE INTO packs VALUES (?, ?, ?, ?)", pack)
                 self._writer.executemany(
                     "INSERT OR REPLACE INTO roots VALUES (?, ?, ?, ?)",
-                    [(root.seq, *root.location) for root in roots],
+                    [(root.seq, *root.location[:3]) for root in roots],
                 )
             runs = self._view.runs if run is None else (run, *self._view.runs)
             self._view = _View(runs, changed)
@@ -366,7 +367,7 @@ class Index:
         self._writer.execute("UPDATE meta SET value = ? WHERE key = 'next_run'", (number + 1,))
         self._writer.execute(
             f"CREATE TABLE run_{number} (id BLOB NOT NULL, pack INTEGER NOT NULL,"
-            " offset INTEGER NOT NULL, length INTEGER NOT NULL,"
+            " offset INTEGER NOT NULL, length INTEGER NOT NULL, share INTEGER NOT NULL,"
             " PRIMARY KEY (id, pack)) WITHOUT ROWID"
         )
         return int(number)
@@ -403,16 +404,15 @@ class Index:
         with self._db.changing():
             number = self._new_run()
         union = " UNION ALL ".join(
-            f"SELECT id, pack, offset, length, {age} AS age FROM {run.table}"
-            " WHERE id >= :low AND id < :high"
+            f"SELECT id, {_PLACE}, {age} AS age FROM {run.table} WHERE id >= :low AND id < :high"
             for age, run in enumerate(parts)
         )
         # min() makes SQLite take the other columns from the row that holds it: the newest one.
         # Rows of one id in two packs are kept: the newer pack may be removed first.
         # Rows of dropped packs are left behind here, and only here.
         copy = (
-            f"INSERT INTO run_{number} SELECT id, pack, offset, length FROM ("
-            f" SELECT id, pack, offset, length, min(age) FROM ({union})"
+            f"INSERT INTO run_{number} SELECT id, {_PLACE} FROM ("
+            f" SELECT id, {_PLACE}, min(age) FROM ({union})"
             " WHERE pack IN (SELECT number FROM packs WHERE state < 2) GROUP BY id, pack)"
         )
         rows = 0

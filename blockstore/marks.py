@@ -69,13 +69,14 @@ class Marks:
             try:
                 for table in tables:
                     with self._index.scratch_connection() as connection:
+                        size = f"iif(r.share > 0, r.share, r.length + {RECORD_BYTES})"
                         found: list[Any] = connection.execute(
-                            f"SELECT r.pack, sum(r.length + {RECORD_BYTES})"  # noqa: S608
+                            f"SELECT r.pack, sum({size})"  # noqa: S608
                             f" FROM scratch.marks AS m CROSS JOIN main.{table} AS r ON r.id = m.id"
                             " GROUP BY r.pack"
                         ).fetchall()
-                    for pack, size in found:
-                        live[pack] = live.get(pack, 0) + size
+                    for pack, total in found:
+                        live[pack] = live.get(pack, 0) + total
             except apsw.SQLError:
                 if tables == self._index.run_tables():
                     raise  # not a run that was merged away: a bug

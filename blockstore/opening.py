@@ -259,7 +259,7 @@ class Recovery:
             row = self.index.packs.get(number)
             indexed = row.bytes if row is not None else HEADER_BYTES
             found = list(scan(file.pread, size, salt, verify_from=indexed))
-            entries = [item.entry for item in found if item.intact]
+            entries = [entry for item in found for entry in item.entries]
             # Bytes that the index vouches for are never cut, whatever they look like now.
             end = max([indexed, *(entry.end for entry in entries)])
             if not header_whole:
@@ -268,10 +268,10 @@ class Recovery:
                 file.truncate(end)
                 self.report.bytes_cut += size - end
             for item in found:
-                if not item.intact and item.entry.end <= end:
+                if not item.intact and item.end <= end:
                     # Torn, with whole records after it (they reached the disk in another order).
                     # Its header must not count as a record's once the index covers this place.
-                    file.pwritev([TORN_MAGIC], item.entry.offset)
+                    file.pwritev([TORN_MAGIC], item.offset)
                     self.report.records_torn += 1
             # What the index does not vouch for may be in the page cache only.
             write_again(file, 0 if row is None else indexed, end)
@@ -302,8 +302,8 @@ class Recovery:
         row = self.index.packs.get(number)
         indexed = row.bytes if row is not None else HEADER_BYTES
         for entry in entries:
-            location = Location(number, entry.offset, entry.stored_length)
-            if entry.kind == Kind.CHUNK and entry.offset >= indexed:
+            location = entry.location(number)
+            if entry.is_chunk and entry.offset >= indexed:
                 batch.rows[entry.id] = location
                 self.report.records_found += 1
             elif entry.kind == Kind.ROOT:

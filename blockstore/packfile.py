@@ -1,6 +1,8 @@
 """The format of a pack, byte by byte (docs/format.md): pure functions over bytes.
 
 A pack is a 64-byte file header and records; a sealed pack ends in a table record and a trailer.
+A record holds one chunk, or a group: several chunks compressed together, which a table at the
+beginning of its payload names.
 Every header's CRC starts from the pack's salt (store and pack number) and covers the record's own
 offset, so that a record is valid only where it was written: a pack stored as data inside another
 pack, or a misdirected write, is never taken for a record.
@@ -13,12 +15,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import groupby
 from typing import NamedTuple
 
 from blockstore.chunker import ChunkerParams
 from blockstore.codec import Codec, DecodeError, decode
 from blockstore.errors import FormatTooNew
-from blockstore.ids import MAX_CHUNK, Buffer, ChunkId, PackId, chunk_id
+from blockstore.ids import MAX_CHUNK, Buffer, ChunkId, Location, PackId, chunk_id
 
 FORMAT_VERSION = 1
 PACK_MAGIC = b"ORBITPK\x00"
@@ -32,6 +35,8 @@ SERIES_FETCHED = 1  # reserved: blocks that can be fetched again
 _PACK_HEADER = struct.Struct("<8sHH16sQIIIBB10xI")
 _RECORD_HEADER = struct.Struct("<4sBBBxII32s8sII")
 _ENTRY = struct.Struct("<32sIIIBB2x")
+_COUNT = struct.Struct("<I")
+_MEMBER = struct.Struct("<32sI")
 _TRAILER = struct.Struct("<8sHHIQ4xI")
 _SALT = struct.Struct("<16sQ")
 _CRC = struct.Struct("<I")
@@ -44,6 +49,8 @@ assert (HEADER_BYTES, RECORD_BYTES, ENTRY_BYTES, TRAILER_BYTES) == (64, 64, 48, 
 
 PAYLOAD_MAX = MAX_CHUNK + 4096  # a payload never grows: what does not shrink is stored raw
 PACK_ENTRIES_MAX = 1 << 17  # a table of 6 MiB
+GROUP_CHUNKS_MAX = 64
+MEMBERS_BYTES_MAX = _COUNT.size + GROUP_CHUNKS_MAX * _MEMBER.size
 _WINDOW_BYTES = 4 << 20
 
 
@@ -54,6 +61,7 @@ class Kind(IntEnum):
     ROOT = 2
     TREE = 3  # reserved for directory listings of snapshots
     TABLE = 4
+    GROUP = 5
 
 
 class PackHeader(NamedTuple):
@@ -77,19 +85,36 @@ class RecordHeader(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One record as the table lists it."""
+    """One chunk or root as the table lists it; the chunks of a group share a record."""
 
     id: ChunkId
-    offset: int
-    stored_length: int
-    raw_length: int
+    offset: int  # of the record
+    stored_length: int  # bytes of the record's payload
+    raw_length: int  # bytes of this content
     kind: int
     codec: int
+    share: int = 0  # see Location
 
     @property
     def end(self) -> int:
         """Offset of the byte after the record."""
         return self.offset + RECORD_BYTES + self.stored_length
+
+    @property
+    def is_chunk(self) -> bool:
+        """Whether this is a chunk, in a record of its own or in a group."""
+        return self.kind in {Kind.CHUNK, Kind.GROUP}
+
+    def location(self, pack: PackId) -> Location:
+        """Return where the content lies."""
+        return Location(pack, self.offset, self.stored_length, self.share)
+
+
+class Member(NamedTuple):
+    """One chunk of a group."""
+
+    id: ChunkId
+    length: int
 
 
 class FormatError(Exception):
@@ -180,9 +205,93 @@ def open_payload(header: RecordHeader, payload: Buffer) -> bytes | None:
     return data if chunk_id(data) == header.id else None
 
 
+# ---- groups ----
+
+
+def encode_members(members: Sequence[Member]) -> bytes:
+    """Return the table at the beginning of a group's payload; its hash is the record's id."""
+    return _COUNT.pack(len(members)) + b"".join(_MEMBER.pack(*member) for member in members)
+
+
+def decode_members(header: RecordHeader, payload: Buffer) -> list[Member] | None:
+    """Return the chunks of a group, given (the beginning of) its payload; None when damaged."""
+    if len(payload) < _COUNT.size:
+        return None
+    (count,) = _COUNT.unpack_from(payload)
+    size = _COUNT.size + count * _MEMBER.size
+    if not 0 < count <= GROUP_CHUNKS_MAX or size > len(payload):
+        return None
+    table = memoryview(payload)[:size]
+    if chunk_id(table) != header.id:
+        return None
+    return [
+        Member(ChunkId(name), length) for name, length in _MEMBER.iter_unpack(table[_COUNT.size :])
+    ]
+
+
+def open_group(header: RecordHeader, payload: Buffer) -> dict[ChunkId, bytes] | None:
+    """Return the verified chunks of a group, or None when any of it is damaged."""
+    members = decode_members(header, payload)
+    if members is None:
+        return None
+    frame = memoryview(payload)[_COUNT.size + len(members) * _MEMBER.size :]
+    try:
+        data = decode(header.codec, frame, header.raw_length)
+    except DecodeError:
+        return None
+    chunks: dict[ChunkId, bytes] = {}
+    position = 0
+    for name, length in members:
+        chunk = data[position : position + length]
+        position += length
+        if chunk_id(chunk) != name:
+            return None
+        chunks[name] = chunk
+    return chunks if position == len(data) else None
+
+
+def open_chunks(header: RecordHeader, payload: Buffer) -> dict[ChunkId, bytes] | None:
+    """Return everything a record holds, by id and verified; None when it is damaged."""
+    if header.kind == Kind.GROUP:
+        return open_group(header, payload)
+    content = open_payload(header, payload)
+    return None if content is None else {header.id: content}
+
+
+def record_entries(header: RecordHeader, payload: Buffer, offset: int) -> list[Entry] | None:
+    """Return how a pack's table lists the record at `offset`, None when a group is damaged.
+
+    The beginning of a group's payload is enough.
+    """
+    if header.kind != Kind.GROUP:
+        return [
+            Entry(header.id, offset, header.stored_length, header.raw_length, header.kind,
+                  header.codec)
+        ]  # fmt: skip
+    members = decode_members(header, payload)
+    if members is None:
+        return None
+    return _with_shares(
+        [
+            Entry(name, offset, header.stored_length, length, Kind.GROUP, header.codec)
+            for name, length in members
+        ]
+    )
+
+
+def _with_shares(entries: Sequence[Entry]) -> list[Entry]:
+    """Divide the bytes of a record among the chunks of its group by their lengths, rounded up."""
+    total = max(1, sum(entry.raw_length for entry in entries))
+    size = RECORD_BYTES + entries[0].stored_length
+    return [entry._replace(share=-(-size * entry.raw_length // total)) for entry in entries]
+
+
+# ---- the end of a sealed pack ----
+
+
 def encode_seal(entries: Sequence[Entry], offset: int, salt: int) -> bytes:
     """Return table record and trailer for a pack whose records end at `offset`."""
-    table = b"".join(_ENTRY.pack(*entry) for entry in entries)
+    table = b"".join(_ENTRY.pack(*entry[:-1]) for entry in entries)
     name = chunk_id(table)
     header = RecordHeader(Kind.TABLE, Codec.NONE, len(table), len(table), name, name[:8])
     trailer = _TRAILER.pack(TRAILER_MAGIC, FORMAT_VERSION, 0, len(entries), offset, 0)[:-4]
@@ -218,16 +327,27 @@ def read_seal(read: ReadAt, size: int, salt: int) -> list[Entry] | None:
     table = memoryview(data)[RECORD_BYTES:]
     if header is None or header.kind != Kind.TABLE or not payload_intact(header, table):
         return None
-    return [Entry(ChunkId(name), *rest) for name, *rest in _ENTRY.iter_unpack(table)]
+    entries: list[Entry] = []
+    listed = (Entry(ChunkId(name), *rest) for name, *rest in _ENTRY.iter_unpack(table))
+    for _, group in groupby(listed, key=lambda entry: entry.offset):
+        record = list(group)
+        entries += _with_shares(record) if record[0].kind == Kind.GROUP else record
+    return entries
 
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
     """One record found by scanning."""
 
-    entry: Entry
+    offset: int
+    end: int
     header: RecordHeader
-    intact: bool  # False: the header is valid, the payload is not
+    entries: tuple[Entry, ...]  # none when not intact: the header is valid, the payload is not
+
+    @property
+    def intact(self) -> bool:
+        """Whether its payload is, too, as far as it was looked at."""
+        return bool(self.entries)
 
 
 def scan(
@@ -235,7 +355,8 @@ def scan(
 ) -> Iterator[Scanned]:
     """Yield the records of a pack in order, tables left out.
 
-    Payloads are decoded and hashed from offset `verify_from` on. After bytes that are no record the
+    Payloads are decoded and hashed from offset `verify_from` on, before it only the tables of
+    groups. After bytes that are no record the
     scan goes on at the next valid header: what a crash tore, or what was damaged, hides nothing
     that follows it. The caller cuts the file after the last intact record.
     """
@@ -251,16 +372,16 @@ def scan(
             offset = _next_header(window, offset + 1, size, salt)
             continue
         if header.kind != Kind.TABLE:
-            intact = True
-            if offset >= verify_from:
-                payload = window.view(offset + RECORD_BYTES, header.stored_length)
-                intact = open_payload(header, payload) is not None
-            entry = Entry(
-                header.id, offset, header.stored_length, header.raw_length, header.kind,
-                header.codec,
-            )  # fmt: skip
-            yield Scanned(entry, header, intact)
-            if not intact:
+            verify = offset >= verify_from
+            payload: Buffer = b""
+            if verify or header.kind == Kind.GROUP:
+                length = header.stored_length if verify else MEMBERS_BYTES_MAX
+                payload = window.view(offset + RECORD_BYTES, min(length, header.stored_length))
+            entries = None
+            if not verify or open_chunks(header, payload) is not None:
+                entries = record_entries(header, payload, offset)
+            yield Scanned(offset, end, header, tuple(entries or ()))
+            if not entries:
                 # The length is guarded by the CRC, but a torn write may have left newer bytes.
                 offset = _next_header(window, offset + 1, size, salt)
                 continue

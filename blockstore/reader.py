@@ -7,17 +7,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from blockstore.disk import Disk, DiskFile
+from blockstore.errors import StorageFailed
 from blockstore.ids import ChunkId, Location, PackId, pack_name
 from blockstore.packfile import (
+    MEMBERS_BYTES_MAX,
     RECORD_BYTES,
-    RecordHeader,
+    Entry,
     decode_record_header,
-    open_payload,
+    open_chunks,
     pack_salt,
+    read_seal,
+    record_entries,
 )
 
 GAP_BYTES_MAX = 64 << 10  # reading this much for nothing costs less than another request
@@ -29,7 +34,7 @@ class Want(NamedTuple):
 
     offset: int
     length: int  # bytes of payload
-    id: ChunkId
+    ids: tuple[ChunkId, ...]  # what is wanted of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +50,28 @@ class ReadRun:
 def plan_reads(wanted: Iterable[tuple[ChunkId, Location]]) -> list[ReadRun]:
     """Coalesce records into reads: neighbours at most GAP_BYTES_MAX apart, RUN_BYTES_MAX a read."""
     runs: list[ReadRun] = []
-    group: list[Want] = []
+    wants: list[Want] = []
     current: PackId | None = None
     end = 0
 
     def close() -> None:
-        if group and current is not None:
-            start = group[0].offset
-            runs.append(ReadRun(current, start, end - start, tuple(group)))
-            group.clear()
+        if wants and current is not None:
+            start = wants[0].offset
+            runs.append(ReadRun(current, start, end - start, tuple(wants)))
+            wants.clear()
 
-    for name, (pack, offset, length) in sorted(wanted, key=lambda item: item[1]):
+    order = sorted(wanted, key=lambda item: item[1])
+    for (pack, offset, length), group in groupby(order, key=lambda item: item[1][:3]):
         stop = offset + RECORD_BYTES + length
-        if group and (
+        if wants and (
             pack != current
             or offset - end > GAP_BYTES_MAX
-            or stop - group[0].offset > RUN_BYTES_MAX
+            or stop - wants[0].offset > RUN_BYTES_MAX
         ):
             close()
-        if not group:
+        if not wants:
             current, end = pack, stop
-        group.append(Want(offset, length, name))
+        wants.append(Want(offset, length, tuple(name for name, _ in group)))
         end = max(end, stop)
     close()
     return runs
@@ -164,7 +170,7 @@ class PackFiles:
 class Outcome(NamedTuple):
     """What reading found."""
 
-    chunks: dict[ChunkId, bytes]
+    chunks: dict[ChunkId, bytes]  # also those that were not asked for but came along
     damaged: dict[ChunkId, PackId]
     gone: list[ChunkId]  # their pack was removed in between: ask the index again
 
@@ -192,48 +198,63 @@ class Reader:
                 with self._files.using(run.pack) as file:
                     length = file.pread_into(buffer[: run.length], run.offset)
             except FileNotFoundError:
-                outcome.gone.extend(want.id for want in run.wants)
+                outcome.gone.extend(name for want in run.wants for name in want.ids)
                 continue
             data = buffer[:length]
             salt = self._files.salt(run.pack)
             for want in run.wants:
                 start = want.offset - run.offset
                 content = open_record(
-                    data[start : start + RECORD_BYTES + want.length], want.id, want.offset, salt
+                    data[start : start + RECORD_BYTES + want.length], want.offset, salt
                 )
-                if content is None:
-                    outcome.damaged[want.id] = run.pack
-                else:
-                    outcome.chunks[want.id] = content
+                outcome.chunks.update(content)
+                outcome.damaged.update((name, run.pack) for name in want.ids if name not in content)
         return outcome
 
-    def read_nowait(self, name: ChunkId, location: Location) -> bytes | None:
-        """Read one chunk from the page cache; None when it is not there (or damaged)."""
-        pack, offset, length = location
+    def read_nowait(self, location: Location) -> dict[ChunkId, bytes]:
+        """Read one record from the page cache; empty when it is not there (or damaged)."""
         try:
-            with self._files.using(pack) as file:
-                data = file.pread_nowait(RECORD_BYTES + length, offset)
+            with self._files.using(location.pack) as file:
+                data = file.pread_nowait(RECORD_BYTES + location.length, location.offset)
         except FileNotFoundError:
-            return None
+            return {}
         if data is None:
-            return None
-        return open_record(memoryview(data), name, offset, self._files.salt(pack))
+            return {}
+        return open_record(memoryview(data), location.offset, self._files.salt(location.pack))
 
-    def header(self, file: DiskFile, location: Location) -> RecordHeader | None:
-        """Read the header of a record from its open pack, None when it is not intact."""
-        data = file.pread(RECORD_BYTES, location.offset)
-        return decode_record_header(data, location.offset, self._files.salt(location.pack))
+    def listed(self, file: DiskFile, pack: PackId) -> list[Entry]:
+        """Return the table of a sealed pack; nothing when it is not intact."""
+        return read_seal(file.pread, file.size(), self._files.salt(pack)) or []
+
+    def sharing(self, location: Location) -> set[ChunkId]:
+        """Return the chunks of a group, as far as that is known when its record is damaged."""
+        try:
+            with self._files.using(location.pack) as file:
+                listed = self.listed(file, location.pack)
+                found = {entry.id for entry in listed if entry.offset == location.offset}
+                return found or self.holds(file, location)
+        except (FileNotFoundError, StorageFailed):
+            return set()
+
+    def holds(self, file: DiskFile, location: Location) -> set[ChunkId]:
+        """Return what the record at a place in its open pack says it holds, its data unread."""
+        length = min(location.length, MEMBERS_BYTES_MAX) if location.share else 0
+        data = memoryview(file.pread(RECORD_BYTES + length, location.offset))
+        salt = self._files.salt(location.pack)
+        header = decode_record_header(data[:RECORD_BYTES], location.offset, salt)
+        if header is None:
+            return set()
+        listed = record_entries(header, data[RECORD_BYTES:], location.offset)
+        return {entry.id for entry in listed or ()}
 
 
-def open_record(data: memoryview, name: ChunkId, offset: int, salt: int) -> bytes | None:
-    """Return the verified content of the record in `data`, None when it is not `name`, intact."""
+def open_record(data: memoryview, offset: int, salt: int) -> dict[ChunkId, bytes]:
+    """Return the verified chunks of the record in `data`; none when it is not intact."""
     header = decode_record_header(data[:RECORD_BYTES], offset, salt)
-    if header is None or header.id != name:
-        return None
     payload = data[RECORD_BYTES:]
-    if len(payload) != header.stored_length:
-        return None
-    return open_payload(header, payload)
+    if header is None or len(payload) != header.stored_length:
+        return {}
+    return open_chunks(header, payload) or {}
 
 
 class ChunkCache:

@@ -10,15 +10,16 @@ CREATE TABLE meta (
 CREATE TABLE packs (
     number  INTEGER PRIMARY KEY,     -- the number in the pack's name
     bytes   INTEGER NOT NULL,        -- all records before this offset are indexed
-    records INTEGER NOT NULL,        -- how many records that is
+    records INTEGER NOT NULL,        -- how many chunks and roots that is
     state   INTEGER NOT NULL         -- 0 open, 1 sealed, 2 condemned: its file may be gone
 );
 
--- One row a run: a table run_N (id, pack, offset, length; key id, pack), never changed.
+-- One row a run: a table run_N (id, pack, offset, length, share; key id, pack), never changed.
 --   id      first 20 bytes of the chunk's id
 --   pack    the pack's number
 --   offset  of the record's header in the pack, in bytes
 --   length  payload as stored, in bytes
+--   share   bytes of a group's record, its header included, that count as this chunk's; 0: all
 -- Runs of like size are merged into a larger one. Where a chunk has several rows, the one in the
 -- newest run counts, in one run the one in the newest pack; rows of packs that are gone count nowhere.
 CREATE TABLE runs (

@@ -34,6 +34,7 @@ from blockstore.collect import SMALL_PART, Collection, CollectReport, pack_uses,
 from blockstore.dedup import Dedup
 from blockstore.disk import Disk, DiskFile, OsDisk
 from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFailed
+from blockstore.grouping import records_of
 from blockstore.ids import MAX_CHUNK, Buffer, ChunkId, Location, PackId, chunk_id, pack_name
 from blockstore.index import RootRow
 from blockstore.ingest import ingest
@@ -49,7 +50,7 @@ from blockstore.opening import (
 )
 from blockstore.packfile import RECORD_BYTES, decode_record_header, open_payload
 from blockstore.reader import ChunkCache, PackFiles, Reader
-from blockstore.writer import ROOT_SEQ_BYTES, Record, Writer, chunk_record, root_record
+from blockstore.writer import ROOT_SEQ_BYTES, Writer, root_record
 
 ROOTS_KEPT = 3
 _ASKED_MAX = 1_024
@@ -242,19 +243,14 @@ class BlockStore:
         new = 0
         if ask:
             known = self._dedup.known(ask)
-            records: list[Record] = []
-            again: list[Record] = []
-            for name, chunk in ask.items():
-                if name in known:
-                    continue
-                codec, payload = self._encoder.encode(chunk)
-                record = chunk_record(name, len(chunk), codec, payload)
-                (again if name in damaged else records).append(record)
-            if records:
-                new += self._writer.append(records)
+            fresh = [item for item in ask.items() if item[0] not in known]
+            again = [item for item in fresh if item[0] in damaged]
             if again:
-                new += self._writer.append(again, again=True)
-                self._dedup.repaired([record.header.id for record in again])
+                fresh = [item for item in fresh if item[0] not in damaged]
+                new += self._writer.append(list(records_of(again, self._encoder)), again=True)
+                self._dedup.repaired([name for name, _ in again])
+            if fresh:
+                new += self._writer.append(list(records_of(fresh, self._encoder)))
         return new
 
     def sync(self) -> None:
@@ -299,7 +295,7 @@ class BlockStore:
             outcome = self._reader.read(places.items())
             for name, data in outcome.chunks.items():
                 self._cache.add(name, data)
-                result[name] = data
+            result.update((name, outcome.chunks[name]) for name in wanted if name in outcome.chunks)
             wanted = outcome.gone
             if outcome.damaged:
                 # Records of a pack whose sync failed move to another one; those are not damaged.
@@ -307,12 +303,21 @@ class BlockStore:
                 moved = {name for name in outcome.damaged if now.get(name) != places[name]}
                 damaged = {n: p for n, p in outcome.damaged.items() if n not in moved}
                 if damaged:
-                    self._dedup.report_damaged(damaged)
                     name, pack = next(iter(damaged.items()))
+                    self._dedup.report_damaged(damaged)
+                    self._report_neighbours(places[name] for name in damaged)
                     raise ChunkDamaged(name, pack_name(pack))
                 wanted += moved
             tried, places = places, {}
         return result
+
+    def _report_neighbours(self, places: Iterable[Location]) -> None:
+        """Let nothing bind to what shares these damaged records."""
+        for place in {place[:3]: place for place in places if place.share}.values():
+            names = self._reader.sharing(place)
+            names |= {n for n, p in self._writer.pending.copy().items() if p[:2] == place[:2]}
+            lost = {name for name, found in self.locate(names).items() if found[:2] == place[:2]}
+            self._dedup.report_damaged(dict.fromkeys(lost, place.pack))
 
     def fetch_nowait(self, chunk_id: ChunkId) -> bytes | None:
         """Return a chunk without waiting for the disk, or None; verified like fetch()."""
@@ -322,10 +327,11 @@ class BlockStore:
         place = self.locate([chunk_id]).get(chunk_id)
         if place is None:
             return None
-        data = self._reader.read_nowait(chunk_id, place)
-        if data is not None:
-            self._cache.add(chunk_id, data)
-        else:
+        chunks = self._reader.read_nowait(place)
+        for name, content in chunks.items():
+            self._cache.add(name, content)
+        data = chunks.get(chunk_id)
+        if data is None:
             if len(self._asked) >= _ASKED_MAX:
                 self._asked.clear()
             self._asked[chunk_id] = place
@@ -385,7 +391,7 @@ class BlockStore:
         return [rows[seq] for seq in sorted(rows)]
 
     def _read_root(self, row: RootRow) -> bytes:
-        pack, offset, length = row.location
+        pack, offset, length, _ = row.location
         with self._files.using(pack) as file:
             data = memoryview(file.pread(RECORD_BYTES + length, offset))
         header = decode_record_header(data[:RECORD_BYTES], offset, self._files.salt(pack))
@@ -458,6 +464,7 @@ class BlockStore:
             index=self._index,
             writer=self._writer,
             files=self._files,
+            encoder=self._encoder,
             marks=marks,
             touched=touched,
             kept_roots=set(kept),

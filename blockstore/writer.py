@@ -23,6 +23,7 @@ from blockstore.errors import OrbitError, StorageFailed, StorageFull
 from blockstore.ids import Buffer, ChunkId, Location, PackId, chunk_id, pack_name
 from blockstore.index import Index, PackRow, PackState, RootRow
 from blockstore.packfile import (
+    GROUP_CHUNKS_MAX,
     HEADER_BYTES,
     PACK_ENTRIES_MAX,
     RECORD_BYTES,
@@ -37,11 +38,14 @@ from blockstore.packfile import (
     pack_salt,
     payload_check,
     payload_intact,
+    record_entries,
 )
 
 # Full packs that wait for a sync before appending has to wait for one: two let the disk work
 # on one while the next fills.
 _UNSEALED_PACKS_MAX = 3
+
+_ENTRIES_FULL = PACK_ENTRIES_MAX - GROUP_CHUNKS_MAX  # one more record always fits
 
 
 class Record(NamedTuple):
@@ -164,27 +168,25 @@ class Writer:
             entries: list[Entry] = []
             roots: list[RootRow] = []
             limit = self._pack_bytes_max
-            budget = PACK_ENTRIES_MAX - len(pack.entries)
+            budget = _ENTRIES_FULL - len(pack.entries)
+            stored = 0
             batch: set[ChunkId] = set()
             while position < len(records) and offset < limit and len(entries) < budget:
                 header, payload = records[position]
                 position += 1
-                name = header.id
-                is_root = header.kind == Kind.ROOT
-                if not is_root and (name in batch or (name in pending and not again)):
+                listed = record_entries(header, payload, offset)
+                assert listed is not None
+                if header.kind == Kind.ROOT:
+                    seq = int.from_bytes(memoryview(payload)[:ROOT_SEQ_BYTES], "little")
+                    roots.append(RootRow(seq, listed[0].location(pack.number)))
+                elif all(e.id in batch or (e.id in pending and not again) for e in listed):
                     continue  # another thread stored the same bytes a moment ago
-                batch.add(name)
+                batch.update(entry.id for entry in listed)
                 buffers.append(encode_record_header(header, offset, pack.salt))
                 buffers.append(payload)
-                entry = Entry(
-                    name, offset, header.stored_length, header.raw_length, header.kind,
-                    header.codec,
-                )  # fmt: skip
-                entries.append(entry)
-                if is_root:
-                    seq = int.from_bytes(memoryview(payload)[:ROOT_SEQ_BYTES], "little")
-                    roots.append(RootRow(seq, Location(pack.number, offset, len(payload))))
-                offset = entry.end
+                entries += listed
+                stored += header.stored_length
+                offset = listed[0].end
             if not entries:
                 continue
             self._write(pack, buffers, pack.end)
@@ -195,10 +197,10 @@ class Writer:
                 self.pending_roots[root.seq] = root
             number = pack.number
             for entry in entries:
-                if entry.kind == Kind.CHUNK:
-                    pending[entry.id] = Location(number, entry.offset, entry.stored_length)
+                if entry.is_chunk:
+                    pending[entry.id] = entry.location(number)
                     self.appended_raw_bytes += entry.raw_length
-                    self.appended_stored_bytes += entry.stored_length
+            self.appended_stored_bytes += stored
             if self._lost:
                 self._lost.difference_update(entry.id for entry in entries)
             written += len(entries)
@@ -208,7 +210,7 @@ class Writer:
         """Return an open pack with room for a record."""
         pack = self._open
         if pack is not None and (
-            pack.end >= self._pack_bytes_max or len(pack.entries) >= PACK_ENTRIES_MAX
+            pack.end >= self._pack_bytes_max or len(pack.entries) >= _ENTRIES_FULL
         ):
             self._full.append(pack)
             self._open = pack = None
@@ -331,8 +333,8 @@ class Writer:
         """Note that a pack is durable up to `end`."""
         with self._append_lock:
             for entry in pack.entries[pack.synced_entries : count]:
-                if entry.kind == Kind.CHUNK:
-                    self._ready[entry.id] = Location(pack.number, entry.offset, entry.stored_length)
+                if entry.is_chunk:
+                    self._ready[entry.id] = entry.location(pack.number)
             self._ready_roots += pack.roots[:roots]
             del pack.roots[:roots]
             pack.synced_end = end
@@ -373,24 +375,22 @@ class Writer:
         while self._suspect:
             pack = self._suspect[0]
             records = []
-            lost = set()
-            lost_roots = set()
+            lost: set[ChunkId] = set()
+            lost_roots: set[int] = set()
             with self._append_lock:
-                unsynced = [
-                    entry
-                    for entry in pack.entries[pack.synced_entries :]
-                    if entry.kind == Kind.ROOT
-                    or self.pending.get(entry.id)
-                    == Location(pack.number, entry.offset, entry.stored_length)
-                ]
-            for entry in unsynced:
-                record = self._read_back(pack, entry)
+                unsynced: dict[int, list[Entry]] = {}  # by record
+                for entry in pack.entries[pack.synced_entries :]:
+                    place = entry.location(pack.number)
+                    if entry.kind == Kind.ROOT or self.pending.get(entry.id) == place:
+                        unsynced.setdefault(entry.offset, []).append(entry)
+            for offset, entries in unsynced.items():
+                record = self._read_back(pack, entries[0])
                 if record is not None:
                     records.append(record)
-                elif entry.kind == Kind.CHUNK:
-                    lost.add(entry.id)
+                elif entries[0].is_chunk:
+                    lost.update(entry.id for entry in entries)
                 else:
-                    lost_roots.add(entry.offset)
+                    lost_roots.add(offset)
             with self._append_lock:
                 # One at a time: memory was bounded by the pack that is being copied.
                 self._append(records, again=True)
@@ -420,9 +420,10 @@ class Writer:
             return None
         header = decode_record_header(data, entry.offset, pack.salt)
         payload = memoryview(data)[RECORD_BYTES:]
-        if header is None or header.id != entry.id or not payload_intact(header, payload):
+        if header is None or not payload_intact(header, payload):
             return None
-        return Record(header, payload)
+        listed = record_entries(header, payload, entry.offset)
+        return Record(header, payload) if listed is not None and entry in listed else None
 
     # ---- telling the index ----
 

@@ -137,7 +137,8 @@ def scripted(store: BlockStore, promises: Promises) -> None:
     """Touch every step of a store's life: seals, index batches, merges, roots, collection."""
     rng = random.Random(0)
     for turn in range(12):
-        chunks = [rng.randbytes(400) for _ in range(4)]
+        chunks = [rng.randbytes(400) for _ in range(2)]
+        chunks += [rng.randbytes(40) * 9 for _ in range(5)]  # a group
         ids = store.put(chunks)
         promises.contents.update(zip(ids, chunks, strict=True))
         promises.wanted.update(ids)

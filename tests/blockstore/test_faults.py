@@ -111,7 +111,7 @@ def test_chunks_the_disk_lost_keep_sync_failing_until_they_are_put_again() -> No
     store = open_on(disk)
     contents = [blob(n, 500) for n in range(4)]
     ids = store.put(contents)
-    pack, offset, _ = store.locate(ids)[ids[2]]
+    pack, offset, *_ = store.locate(ids)[ids[2]]
     disk.fail_at(1, BROKEN)
     with pytest.raises(StorageFailed):
         store.sync()

@@ -59,6 +59,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = BlockStore.open(self.folder, OPTIONS)
         assert self.store.opened.rebuilt
 
+    @rule(first=st.integers(0, 9), count=st.integers(2, 64))
+    def put_group(self, first: int, count: int) -> None:
+        """Small files that compress: more than one group of them, of which some are known."""
+        chunks = [b"file %d\n" % n * 9 for n in range(first * 20, first * 20 + count)]
+        self.held.update(zip(self.store.put(chunks), chunks, strict=True))
+
     @rule(keep=st.sets(st.integers(0, 9)), dry_run=st.booleans())
     def collect(self, keep: set[int], dry_run: bool) -> None:
         live = [name for name in self.held if name[0] % 10 in keep]
@@ -89,7 +95,8 @@ class StoreMachine(RuleBasedStateMachine):
         with pytest.raises(ChunkDamaged) as caught:
             self.store.fetch([name])
         assert caught.value.chunk_id == name
-        self.store.put([self.held[name]])  # repairs it
+        shared = [n for n, p in self.store.locate(names).items() if p[:2] == place[:2]]
+        self.store.put([self.held[n] for n in shared])  # repairs it, and its group
         assert self.store.fetch([name])[name] == self.held[name]
         self.store.sync()
         # The damaged record stays behind in its pack until that is collected.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +11,10 @@ from hypothesis import strategies as st
 from blockstore.chunker import ChunkerParams
 from blockstore.codec import Codec, Encoder
 from blockstore.errors import FormatTooNew
+from blockstore.grouping import records_of
 from blockstore.ids import ChunkId, PackId, chunk_id
 from blockstore.packfile import (
+    GROUP_CHUNKS_MAX,
     HEADER_BYTES,
     RECORD_BYTES,
     Entry,
@@ -23,35 +27,34 @@ from blockstore.packfile import (
     encode_pack_header,
     encode_record_header,
     encode_seal,
-    open_payload,
+    open_chunks,
     pack_salt,
     payload_intact,
     read_seal,
+    record_entries,
     scan,
 )
 from blockstore.writer import chunk_record
+from tests.blockstore.conftest import blob
 
 UUID = bytes(range(16))
 PACK = PackId(3)
 SALT = pack_salt(UUID, PACK)
 HEADER = PackHeader(UUID, PACK, 0, ChunkerParams())
 CONTENTS = [b"alpha" * 20, bytes(range(256)) * 2, b"z", b"last record " * 9]
+BATCHES = [CONTENTS, [blob(1, 20_000), b"one " * 9, b"two " * 9], [b"three " * 20]]
 
 
-def make_pack(contents: list[bytes], pack: PackId = PACK) -> tuple[bytes, list[Entry]]:
-    """Return an unsealed pack and its entries."""
+def make_pack(batches: list[list[bytes]], pack: PackId = PACK) -> tuple[bytes, list[Entry]]:
+    """Return an unsealed pack and its entries; the chunks of a batch may share records."""
     encoder = Encoder("zstd", 1)
     salt = pack_salt(UUID, pack)
     data = bytearray(encode_pack_header(HEADER._replace(pack=pack)))
-    entries = []
-    for content in contents:
-        codec, payload = encoder.encode(content)
-        record = chunk_record(chunk_id(content), len(content), codec, payload)
-        offset = len(data)
-        data += encode_record_header(record.header, offset, salt) + bytes(payload)
-        entries.append(
-            Entry(record.header.id, offset, len(payload), len(content), Kind.CHUNK, codec)
-        )
+    entries: list[Entry] = []
+    for batch in batches:
+        for record in records_of([(chunk_id(content), content) for content in batch], encoder):
+            entries += record_entries(record.header, record.payload, len(data)) or []
+            data += encode_record_header(record.header, len(data), salt) + bytes(record.payload)
     return bytes(data), entries
 
 
@@ -60,7 +63,7 @@ def reader(data: bytes):
 
 
 def found(data: bytes, salt: int = SALT) -> list[Entry]:
-    return [item.entry for item in scan(reader(data), len(data), salt) if item.intact]
+    return [entry for item in scan(reader(data), len(data), salt) for entry in item.entries]
 
 
 uints = st.integers(0, 2**32 - 1)
@@ -144,25 +147,48 @@ def test_the_format_on_disk_does_not_drift() -> None:
     )
 
 
-@given(st.lists(st.binary(min_size=1, max_size=400), max_size=8))
-def test_scan_finds_what_was_written(contents: list[bytes]) -> None:
-    data, entries = make_pack(contents)
+chunks = st.binary(min_size=1, max_size=400) | st.binary(min_size=1, max_size=9).map(
+    lambda part: part * 40
+)
+
+
+@given(st.lists(st.lists(chunks, max_size=8, unique=True), max_size=4))
+def test_scan_finds_what_was_written(batches: list[list[bytes]]) -> None:
+    data, entries = make_pack(batches)
     assert found(data) == entries
-    for item, content in zip(scan(reader(data), len(data), SALT), contents, strict=True):
-        start = item.entry.offset + RECORD_BYTES
-        payload = data[start : item.entry.end]
+    unread = scan(reader(data), len(data), SALT, verify_from=len(data))
+    assert [entry for item in unread for entry in item.entries] == entries
+    contents: list[bytes] = []
+    for item in scan(reader(data), len(data), SALT):
+        payload = data[item.offset + RECORD_BYTES : item.end]
         assert payload_intact(item.header, payload)
-        assert open_payload(item.header, payload) == content
+        opened = open_chunks(item.header, payload)
+        assert opened is not None
+        contents += opened.values()
+    assert sorted(contents) == sorted(content for batch in batches for content in batch)
+
+
+@given(st.lists(chunks, min_size=2, max_size=90, unique=True))
+def test_the_shares_of_a_group_add_up_to_its_record(contents: list[bytes]) -> None:
+    _, entries = make_pack([contents])
+    for _, group in groupby(entries, key=lambda entry: entry.offset):
+        record = list(group)
+        size = record[0].end - record[0].offset
+        if record[0].kind == Kind.GROUP:
+            assert 2 <= len(record) <= GROUP_CHUNKS_MAX
+            assert size <= sum(entry.share for entry in record) < size + len(record)
+        else:
+            assert [entry.share for entry in record] == [0]
 
 
 def test_truncated_at_every_byte_keeps_all_whole_records() -> None:
-    data, entries = make_pack(CONTENTS)
+    data, entries = make_pack(BATCHES)
     for size in range(HEADER_BYTES, len(data) + 1):
         assert found(data[:size]) == [entry for entry in entries if entry.end <= size]
 
 
 def test_garbled_at_every_byte_loses_only_that_record() -> None:
-    data, entries = make_pack(CONTENTS)
+    data, entries = make_pack(BATCHES)
     for position in range(HEADER_BYTES, len(data)):
         bad = bytearray(data)
         bad[position] ^= 0xFF
@@ -171,8 +197,8 @@ def test_garbled_at_every_byte_loses_only_that_record() -> None:
 
 
 def test_records_of_a_pack_stored_as_data_are_not_records() -> None:
-    inner, _ = make_pack([b"inner one" * 30, b"inner two"], PackId(7))
-    shifted, _ = make_pack([b"inner one" * 30])  # of this very pack, but elsewhere in it
+    inner, _ = make_pack([[b"inner one" * 30], [b"inner two"]], PackId(7))
+    shifted, _ = make_pack([[b"inner one" * 30]])  # of this very pack, but elsewhere in it
     for nested in (inner, shifted):
         record = chunk_record(chunk_id(nested), len(nested), Codec.NONE, nested)
         data = bytearray(encode_pack_header(HEADER))
@@ -182,7 +208,7 @@ def test_records_of_a_pack_stored_as_data_are_not_records() -> None:
 
 
 def test_seal_round_trip_and_every_flipped_byte() -> None:
-    data, entries = make_pack(CONTENTS)
+    data, entries = make_pack(BATCHES)
     seal = encode_seal(entries, len(data), SALT)
     sealed = data + seal
     assert read_seal(reader(sealed), len(sealed), SALT) == entries

@@ -46,12 +46,19 @@ def test_plan_condemns_waste_and_nothing_else(found, waste_max: float, small: in
 )
 def test_reads_cover_every_record_and_are_bounded(found) -> None:
     wanted = [
-        (ChunkId(b"%032d" % number), Location(PackId(pack), offset, length))
-        for number, (pack, offset, length) in enumerate(found)
+        (ChunkId(b"%032d" % number), Location(PackId(pack), offset, length, number % 3))
+        for number, (pack, offset, length) in enumerate([*found, *found[:3]])
     ]
     runs = plan_reads(wanted)
-    got = {want.id: (run.pack, want.offset, want.length) for run in runs for want in run.wants}
-    assert got == {name: tuple(location) for name, location in wanted}
+    got = {
+        name: (run.pack, want.offset, want.length)
+        for run in runs
+        for want in run.wants
+        for name in want.ids
+    }
+    assert got == {name: location[:3] for name, location in wanted}
+    places = [(run.pack, want.offset, want.length) for run in runs for want in run.wants]
+    assert len(places) == len(set(places))  # chunks of a group: one read
     for run in runs:
         assert run.length <= RUN_BYTES_MAX or len(run.wants) == 1
         end = run.offset

@@ -33,7 +33,7 @@ def blobs(count: int, *, seed: int = 0, length: int = 1500) -> list[bytes]:
 
 def flip(store: BlockStore, name: ChunkId, *, at: int = 70) -> None:
     """Flip a byte of a stored record."""
-    pack, offset, _ = store.locate([name])[name]
+    pack, offset, *_ = store.locate([name])[name]
     path = store.folder / "packs" / f"{pack:010d}.pack"
     with path.open("r+b") as file:
         file.seek(offset + at)

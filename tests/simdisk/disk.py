@@ -111,6 +111,7 @@ class SimDisk:
     def __init__(self, seed: int = 0, *, size_bytes: int = 1 << 40) -> None:
         self.seed = seed
         self.size_bytes = size_bytes
+        self.reads = 0
         self.operations = 0  # changes so far: writes, syncs, creations, renames, removals
         self.syncs: list[int] = []  # which of them were syncs of files
         self.crashed = False
@@ -333,6 +334,7 @@ class SimFile:
             error = self._disk._unreadable.get(id(self._inode))
             if error is not None:
                 raise error
+            self._disk.reads += 1
             return bytes(self._inode.content[offset : offset + length])
 
     def pread_into(self, buffer: memoryview, offset: int) -> int:
