@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,11 @@ SQLITE_VFS = "unix-excl"
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 
+DIRECT_FROM = 256 << 10  # bytes; shorter reads are not streams, and may come again
+DIRECT_ALIGN = 4096
+_opening_direct = threading.Lock()
+
+
 class DiskFile(Protocol):
     """An open file. All methods are safe to call from several threads."""
 
@@ -33,6 +39,15 @@ class DiskFile(Protocol):
 
     def pread_into(self, buffer: memoryview, offset: int) -> int:
         """Fill the buffer from `offset`; how many bytes, fewer only at the end of the file."""
+
+    def pread_run(self, buffer: memoryview, length: int, offset: int) -> memoryview:
+        """Read `length` bytes into `buffer`; return the part that holds them, short at the end.
+
+        `buffer` begins at a page and is 2 * DIRECT_ALIGN longer than `length`. Long reads go past
+        the page cache, which would otherwise hold large files twice: as packs, and as the files
+        that the kernel caches above us. And a page that nobody has used yet can cost as much as
+        hashing what is read into it.
+        """
 
     def pread_nowait(self, length: int, offset: int) -> bytes | None:
         """Read like pread, but return None where the disk would have to be waited for."""
@@ -118,6 +133,7 @@ class OsFile:
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self._path = path
+        self._direct_fd: int | None = None  # -1: the filesystem has no such thing
 
     def pread(self, length: int, offset: int) -> bytes:
         """See DiskFile."""
@@ -141,6 +157,38 @@ class OsFile:
             ):
                 done += more
             return done
+
+    def pread_run(self, buffer: memoryview, length: int, offset: int) -> memoryview:
+        """See DiskFile."""
+        if length >= DIRECT_FROM:
+            found = self._pread_direct(buffer, length, offset)
+            if found is not None:
+                return found
+        return buffer[: self.pread_into(buffer[:length], offset)]
+
+    def _pread_direct(self, buffer: memoryview, length: int, offset: int) -> memoryview | None:
+        """Read past the page cache; None when that did not work, whatever the reason."""
+        if self._direct_fd is None:
+            self._open_direct()
+        fd = self._direct_fd
+        if fd is None or fd < 0:
+            return None
+        skip = offset % DIRECT_ALIGN
+        size = -(-(skip + length) // DIRECT_ALIGN) * DIRECT_ALIGN
+        try:
+            done = os.preadv(fd, [buffer[:size]], offset - skip)
+        except OSError:
+            return None
+        return buffer[skip : skip + length] if done >= skip + length else None
+
+    def _open_direct(self) -> None:
+        with _opening_direct:
+            if self._direct_fd is None:
+                flags = os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW
+                try:
+                    self._direct_fd = os.open(self._path, flags)
+                except OSError:
+                    self._direct_fd = -1
 
     def pread_nowait(self, length: int, offset: int) -> bytes | None:
         """See DiskFile."""
@@ -188,8 +236,11 @@ class OsFile:
     def close(self) -> None:
         """See DiskFile."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with translated("closing", self._path):
+        direct, self._direct_fd = self._direct_fd, -1
+        with translated("closing", self._path):
+            if direct is not None and direct >= 0:
+                os.close(direct)
+            if fd >= 0:
                 os.close(fd)
 
 

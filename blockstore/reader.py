@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from blockstore.disk import Disk, DiskFile
+from blockstore.disk import DIRECT_ALIGN, Disk, DiskFile
 from blockstore.errors import StorageFailed
 from blockstore.ids import ChunkId, Location, PackId, pack_name
 from blockstore.packfile import (
@@ -186,7 +187,8 @@ class Reader:
     def _buffer(self) -> memoryview:
         buffer: memoryview | None = getattr(self._buffers, "view", None)
         if buffer is None:
-            buffer = self._buffers.view = memoryview(bytearray(RUN_BYTES_MAX))
+            size = RUN_BYTES_MAX + 2 * DIRECT_ALIGN
+            buffer = self._buffers.view = memoryview(mmap.mmap(-1, size))
         return buffer
 
     def read(self, wanted: Iterable[tuple[ChunkId, Location]]) -> Outcome:
@@ -196,11 +198,10 @@ class Reader:
         for run in plan_reads(wanted):
             try:
                 with self._files.using(run.pack) as file:
-                    length = file.pread_into(buffer[: run.length], run.offset)
+                    data = file.pread_run(buffer, run.length, run.offset)
             except FileNotFoundError:
                 outcome.gone.extend(name for want in run.wants for name in want.ids)
                 continue
-            data = buffer[:length]
             salt = self._files.salt(run.pack)
             for want in run.wants:
                 start = want.offset - run.offset

@@ -50,6 +50,7 @@ from blockstore.opening import (
 )
 from blockstore.packfile import RECORD_BYTES, decode_record_header, open_payload
 from blockstore.reader import ChunkCache, PackFiles, Reader
+from blockstore.seen import Seen
 from blockstore.writer import ROOT_SEQ_BYTES, Writer, root_record
 
 ROOTS_KEPT = 3
@@ -153,7 +154,8 @@ class BlockStore:
         self._reader = Reader(self._files)
         self._asked: dict[ChunkId, Location] = {}  # places found by fetch_nowait() for fetch()
         self._cache = ChunkCache(options.cache_bytes_max)
-        self._dedup = Dedup(self._index, self._files, touch_max=options.touch_chunks_max)
+        self._seen = Seen(self._files, lambda: self._index.packs)
+        self._dedup = Dedup(self._index, self._seen, touch_max=options.touch_chunks_max)
         self._chunker = Chunker(options.chunker)
         self._encoder = Encoder(options.compression, options.level)
         self._counts_lock = threading.Lock()
@@ -284,10 +286,13 @@ class BlockStore:
             else:
                 result[name] = data
         tried: dict[ChunkId, Location] = {}
-        asked = self._asked
-        places = {name: place for name in wanted if (place := asked.pop(name, None)) is not None}
+        places = self._known_places(wanted)
         while wanted:
-            places.update(self.locate(name for name in wanted if name not in places))
+            unknown = [name for name in wanted if name not in places]
+            if unknown:
+                found = self.locate(unknown)
+                self._seen.look(found, headers=False)
+                places.update(found)
             for name in wanted:
                 # The same place twice: its pack is gone, and nothing says where the chunk went.
                 if name not in places or tried.get(name) == places[name]:
@@ -310,6 +315,16 @@ class BlockStore:
                 wanted += moved
             tried, places = places, {}
         return result
+
+    def _known_places(self, names: Iterable[ChunkId]) -> dict[ChunkId, Location]:
+        """Places that need no lookup. They may be out of date."""
+        places = {}
+        asked, seen = self._asked, self._seen
+        for name in names:
+            place = asked.pop(name, None) or seen.get(name)
+            if place is not None:
+                places[name] = place
+        return places
 
     def _report_neighbours(self, places: Iterable[Location]) -> None:
         """Let nothing bind to what shares these damaged records."""

@@ -343,6 +343,10 @@ class SimFile:
         buffer[: len(data)] = data
         return len(data)
 
+    def pread_run(self, buffer: memoryview, length: int, offset: int) -> memoryview:
+        """See DiskFile."""
+        return buffer[: self.pread_into(buffer[:length], offset)]
+
     def pread_nowait(self, length: int, offset: int) -> bytes | None:
         """See DiskFile."""
         data = self.pread(length, offset)
