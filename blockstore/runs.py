@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 FILTER_BITS_PER_KEY = 12  # measured false positives: 1.1 %
-MERGE_AT = 8  # runs of one level
+MERGE_AT = 4  # runs of one level
 LEVEL0_ROWS = 32_768
 
 # The bit each byte value stands for; four bytes of an id choose up to four bits of one word.
