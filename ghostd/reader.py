@@ -25,6 +25,7 @@ from ghostd.threads import Threads
 _STREAMS_MAX = 1_024  # files whose reading pattern is remembered
 _SEQUENTIAL_SLACK = 4 << 20  # the kernel's own read-ahead sends requests out of order
 _PORTION_CHUNKS = 16  # about 1 MiB
+_STREAM_CHUNKS = 8  # asked for at once, they make a stream
 _DAMAGED_MAX = 10_000
 
 
@@ -204,7 +205,8 @@ class Reader:
         self._flights.update(flights)
         found: dict[bytes, bytes] = {}
         try:
-            found.update((await self._threads.run("read", self._store.fetch, ids)).items())
+            kind = "stream" if len(ids) >= _STREAM_CHUNKS else "read"
+            found.update(await self._threads.run(kind, self._store.fetch, ids))
             return found
         finally:
             for chunk_id, flight in flights.items():

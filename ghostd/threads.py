@@ -16,7 +16,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Threads(Protocol):
-    """Runs blocking functions by kind of work: "encode", "commit", "read" or "maintenance"."""
+    """Runs blocking functions by kind of work; the kinds are those of WorkerThreads.LIMITS."""
 
     async def run(self, kind: str, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """The result of function(*args); its exceptions pass through."""
@@ -91,10 +91,13 @@ class WorkerThreads:
 
     `trio.to_thread` takes 65 µs for a call, these take 22 (measured), and a random read waits for
     one. Two encoders and four readers: with two cores more do not help, and readers mostly wait for
-    the disk.
+    the disk. Readers of streams mostly hash, and more of them only take the GIL from each other: two
+    bring a tenth more than four.
     """
 
-    LIMITS: Final = MappingProxyType({"encode": 2, "commit": 1, "read": 4, "maintenance": 1})
+    LIMITS: Final = MappingProxyType(
+        {"encode": 2, "commit": 1, "read": 4, "stream": 2, "maintenance": 1}
+    )
 
     def __init__(self) -> None:
         self._pools = {kind: _Pool(kind, limit) for kind, limit in self.LIMITS.items()}
@@ -109,7 +112,7 @@ class WorkerThreads:
         job = _Job(function, args, trio.lowlevel.current_task())
 
         def abort(_: Any) -> trio.lowlevel.Abort:
-            if kind != "read":
+            if kind not in {"read", "stream"}:
                 return trio.lowlevel.Abort.FAILED
             job.abandoned = True
             return trio.lowlevel.Abort.SUCCEEDED

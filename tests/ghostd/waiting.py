@@ -15,7 +15,7 @@ class Waiting:
     async def run(self, kind, function, *args):
         """See Threads."""
         self.calls.append((kind, getattr(function, "__name__", ""), args))
-        await trio.sleep(self.delay_s.get(kind, 0))
+        await trio.sleep(self.delay_s.get("read" if kind == "stream" else kind, 0))
         return function(*args)
 
     def fetched(self) -> list[bytes]:
