@@ -91,8 +91,8 @@ class WorkerThreads:
 
     `trio.to_thread` takes 65 µs for a call, these take 22 (measured), and a random read waits for
     one. Two encoders and four readers: with two cores more do not help, and readers mostly wait for
-    the disk. Readers of streams mostly hash, and more of them only take the GIL from each other: two
-    bring a tenth more than four.
+    the disk. Readers of streams mostly hash and take the GIL from each other: two bring a tenth
+    more than four.
     """
 
     LIMITS: Final = MappingProxyType(

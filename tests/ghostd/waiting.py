@@ -23,6 +23,6 @@ class Waiting:
         return [
             chunk_id
             for kind, name, args in self.calls
-            if kind == "read" and name == "fetch"
+            if kind in {"read", "stream"} and name == "fetch"
             for chunk_id in args[0]
         ]
