@@ -206,7 +206,7 @@ class Reader:
         found: dict[bytes, bytes] = {}
         try:
             kind = "stream" if len(ids) >= _STREAM_CHUNKS else "read"
-            found.update(await self._threads.run(kind, self._store.fetch, ids))
+            found.update((await self._threads.run(kind, self._store.fetch, ids)).items())
             return found
         finally:
             for chunk_id, flight in flights.items():
