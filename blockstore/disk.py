@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,19 @@ _IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 
 DIRECT_FROM = 256 << 10  # bytes; shorter reads are not streams, and may come again
+DIRECT_WRITE_FROM = 1 << 20
 DIRECT_ALIGN = 4096
+_STAGING_BYTES = 2 << 20
 _opening_direct = threading.Lock()
+_local = threading.local()
+
+
+def _staging() -> memoryview:
+    """Return this thread's aligned buffer."""
+    view: memoryview | None = getattr(_local, "staging", None)
+    if view is None:
+        view = _local.staging = memoryview(mmap.mmap(-1, _STAGING_BYTES))
+    return view
 
 
 class DiskFile(Protocol):
@@ -168,10 +180,8 @@ class OsFile:
 
     def _pread_direct(self, buffer: memoryview, length: int, offset: int) -> memoryview | None:
         """Read past the page cache; None when that did not work, whatever the reason."""
-        if self._direct_fd is None:
-            self._open_direct()
-        fd = self._direct_fd
-        if fd is None or fd < 0:
+        fd = self._direct()
+        if fd is None:
             return None
         skip = offset % DIRECT_ALIGN
         size = -(-(skip + length) // DIRECT_ALIGN) * DIRECT_ALIGN
@@ -181,14 +191,19 @@ class OsFile:
             return None
         return buffer[skip : skip + length] if done >= skip + length else None
 
-    def _open_direct(self) -> None:
-        with _opening_direct:
-            if self._direct_fd is None:
-                flags = os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW
-                try:
-                    self._direct_fd = os.open(self._path, flags)
-                except OSError:
-                    self._direct_fd = -1
+    def _direct(self) -> int | None:
+        """Return a descriptor that goes past the page cache, None where there is no such thing."""
+        if self._direct_fd is None:
+            with _opening_direct:
+                if self._direct_fd is None:
+                    mode = fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_ACCMODE
+                    flags = mode | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW
+                    try:
+                        self._direct_fd = os.open(self._path, flags)
+                    except OSError:
+                        self._direct_fd = -1
+        fd = self._direct_fd
+        return fd if fd is not None and fd >= 0 else None
 
     def pread_nowait(self, length: int, offset: int) -> bytes | None:
         """See DiskFile."""
@@ -204,10 +219,52 @@ class OsFile:
         return bytes(buffer) if done == length else None
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
-        """See DiskFile."""
+        """See DiskFile. Long ones go past the page cache, like the reads of `pread_run`."""
         with translated("writing", self._path):
+            total = sum(len(buffer) for buffer in buffers)
+            if total >= DIRECT_WRITE_FROM:
+                fd = self._direct()
+                if fd is not None:
+                    self._write_direct(fd, buffers, offset)
+                    return
             for start in range(0, len(buffers), _IOV_MAX):
                 offset += self._write_all(buffers[start : start + _IOV_MAX], offset)
+
+    def _write_direct(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+        """Write whole blocks past the page cache, and what is left at both ends through it."""
+        staging = _staging()
+        # What lies in `staging` belongs at `start`; all of a block but its beginning is there.
+        start = offset
+        fill = 0
+        border = -offset % DIRECT_ALIGN  # bytes before the first whole block
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            done = 0
+            while done < len(view):
+                room = (border or len(staging)) - fill
+                part = view[done : done + room]
+                staging[fill : fill + len(part)] = part
+                fill += len(part)
+                done += len(part)
+                if fill == (border or len(staging)):
+                    self._write_staged(self._fd if border else fd, staging[:fill], start)
+                    start, fill, border = start + fill, 0, 0
+        whole = 0 if border else fill - fill % DIRECT_ALIGN
+        self._write_staged(fd, staging[:whole], start)
+        self._write_staged(self._fd, staging[whole:fill], start + whole)
+
+    def _write_staged(self, fd: int, data: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(fd, data[done:], offset + done)
+            except OSError as error:
+                if fd == self._fd or error.errno != errno.EINVAL:
+                    raise
+                self._direct_fd = -1  # the disk wants other alignments
+                fd = self._fd
+            if done % DIRECT_ALIGN:
+                fd = self._fd  # stopped short: the rest is not aligned any more
 
     def _write_all(self, buffers: Sequence[Buffer], offset: int) -> int:
         total = sum(len(buffer) for buffer in buffers)

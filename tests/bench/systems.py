@@ -284,6 +284,7 @@ class GhostFS(System):
             self._daemon = Daemon(self.folder, state=self.data)
         try:
             self._daemon.start()
+            self._daemon.status()  # its socket answers last: it is not measured while it starts
         except AssertionError as error:
             raise StepFailed(f"ghostd did not start: {error}") from error
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import random
 import resource
 from pathlib import Path
 
 import apsw
 import pytest
 
-from blockstore.disk import Disk, OsDisk
+from blockstore.disk import DIRECT_ALIGN, Disk, OsDisk
 from blockstore.errors import StorageFailed, StorageFull, StoreLocked
 from tests.simdisk import SimDisk, SimulatedCrash
 
@@ -158,3 +163,69 @@ def test_sqlite_keeps_its_promises_on_the_simulated_disk(seed: int) -> None:
     assert rows in (list(range(1, committed + 1)), list(range(1, committed + 2)))
     assert after.pragma("integrity_check") == "ok"
     after.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_long_writes_and_reads_at_any_place(disk: Disk, tmp_path: Path, seed: int) -> None:
+    """Whatever way they take to the disk: the bytes are where they belong."""
+    rng = random.Random(seed)
+    disk.mkdir(tmp_path)
+    file = disk.open(tmp_path / "file", create=True)
+    expected = bytearray()
+    for _ in range(4):
+        offset = rng.choice((len(expected), rng.randrange(len(expected) + 1)))
+        total = rng.choice((1 << 20, 3_000_000, 5_000))
+        cuts = sorted(rng.randrange(total) for _ in range(rng.choice((0, 3, 60))))
+        data = rng.randbytes(total)
+        parts = [data[a:b] for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
+        file.pwritev(parts, offset)
+        expected[offset : offset + total] = data
+        assert file.size() == len(expected)
+        # A short one after it shares a block with its end.
+        file.pwritev([b"end"], len(expected))
+        expected += b"end"
+    assert file.pread(len(expected), 0) == bytes(expected)
+    buffer = memoryview(mmap.mmap(-1, (2 << 20) + 2 * DIRECT_ALIGN))
+    for _ in range(20):
+        offset = rng.randrange(len(expected))
+        length = rng.choice((10, 300_000, 2 << 20))
+        assert file.pread_run(buffer, length, offset) == expected[offset : offset + length]
+    file.fdatasync()
+    file.close()
+
+
+def test_a_filesystem_without_direct_reads_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refuse(path: str, flags: int, *rest: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no such thing here")
+        return opened(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    test_long_writes_and_reads_at_any_place(OsDisk(), tmp_path, 0)
+
+
+def test_a_disk_that_wants_other_alignments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, read = os.pwrite, os.preadv
+
+    def direct(fd: int) -> bool:
+        return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        if direct(fd):
+            raise OSError(errno.EINVAL, "not aligned")
+        return written(fd, data, offset)
+
+    def preadv(fd: int, *rest: object) -> int:
+        if direct(fd):
+            raise OSError(errno.EINVAL, "not aligned")
+        return read(fd, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "preadv", preadv)
+    test_long_writes_and_reads_at_any_place(OsDisk(), tmp_path, 1)
