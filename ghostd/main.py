@@ -182,7 +182,7 @@ class Daemon:
             stack.callback(self._threads.close)
             self._mount = prepare(self._mount, self._state)
             self._open(stack)
-            fuse_loop.install()
+            fuse_loop.install(lambda: self._threads.landed)
             self._attach()
             try:
                 await self._serve()

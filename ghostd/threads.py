@@ -44,8 +44,9 @@ class _Job:
 class _Pool:
     """Threads of one kind; they start when they are first needed and live as long as the pool."""
 
-    def __init__(self, name: str, threads_max: int) -> None:
+    def __init__(self, name: str, threads_max: int, landed: Callable[[bool], None]) -> None:
         self._name = name
+        self._landed = landed
         self._threads_max = threads_max
         self._threads: list[threading.Thread] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -75,10 +76,15 @@ class _Pool:
                 self._pending -= 1
             if result is None:
                 continue
+            self._landed(True)
             try:
-                token.run_sync_soon(job.deliver, result)
+                token.run_sync_soon(self._deliver, job, result)
             except trio.RunFinishedError:
                 return
+
+    def _deliver(self, job: _Job, result: outcome.Outcome[object]) -> None:
+        self._landed(False)
+        job.deliver(result)
 
     def close(self) -> None:
         """Let idle threads end; one that is stuck in the disk does not keep the process alive."""
@@ -100,7 +106,8 @@ class WorkerThreads:
     )
 
     def __init__(self) -> None:
-        self._pools = {kind: _Pool(kind, limit) for kind, limit in self.LIMITS.items()}
+        self._pools = {kind: _Pool(kind, limit, self._land) for kind, limit in self.LIMITS.items()}
+        self.landed = False  # a result waits for the loop, which has not looked yet
 
     async def run(self, kind: str, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """See Threads.
@@ -119,6 +126,9 @@ class WorkerThreads:
 
         self._pools[kind].submit(job, trio.lowlevel.current_trio_token())
         return cast("T", await trio.lowlevel.wait_task_rescheduled(abort))
+
+    def _land(self, landed: bool) -> None:
+        self.landed = landed
 
     def close(self) -> None:
         """End the idle threads."""

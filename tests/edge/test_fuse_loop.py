@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pyfuse3
 import pytest
@@ -12,9 +13,15 @@ from ghostd import fuse_loop
 
 
 @pytest.fixture
-def lowlevel(monkeypatch):
+def wanted():
+    """Set when something else waits for the loop."""
+    return threading.Event()
+
+
+@pytest.fixture
+def lowlevel(monkeypatch, wanted):
     monkeypatch.setitem(vars(pyfuse3), "trio", pyfuse3.trio)
-    fuse_loop.install()
+    fuse_loop.install(wanted.is_set)
     return pyfuse3.trio.lowlevel
 
 
@@ -59,6 +66,38 @@ async def test_an_idle_worker_waits_in_the_loop_until_something_comes(
     assert scope.cancelled_caught
     os.write(pipe[1], b"x")
     await lowlevel.wait_readable(pipe[0])
+
+
+async def test_it_does_not_linger_while_the_loop_is_wanted(lowlevel, pipe, wanted, monkeypatch):
+    monkeypatch.setattr(fuse_loop, "LINGER_S", 3600.0)
+    wanted.set()
+    with trio.move_on_after(0.001) as scope:
+        await lowlevel.wait_readable(pipe[0])
+    assert scope.cancelled_caught
+
+
+async def test_it_lingers_less_after_waiting_in_vain(lowlevel, pipe, monkeypatch):
+    monkeypatch.setattr(fuse_loop, "LINGER_S", 0.0)
+    for _ in range(fuse_loop.PATIENCE + 1):
+        with trio.move_on_after(0):
+            await lowlevel.wait_readable(pipe[0])
+    monkeypatch.setattr(fuse_loop, "LINGER_S", 3600.0)
+    with trio.move_on_after(0.001) as scope:
+        await lowlevel.wait_readable(pipe[0])
+    assert scope.cancelled_caught
+    os.write(pipe[1], b"x")
+    await lowlevel.wait_readable(pipe[0])  # the trio way, too, is still there
+
+
+async def test_on_a_single_core_it_sleeps(monkeypatch, pipe):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setitem(vars(pyfuse3), "trio", pyfuse3.trio)
+    fuse_loop.install(lambda: False)
+    with trio.move_on_after(0.01) as scope:
+        await pyfuse3.trio.lowlevel.wait_readable(pipe[0])
+    assert scope.cancelled_caught
+    os.write(pipe[1], b"x")
+    await pyfuse3.trio.lowlevel.wait_readable(pipe[0])
 
 
 async def test_one_worker_reads_at_a_time_and_the_next_follows(lowlevel, pipe):
