@@ -359,7 +359,7 @@ class Reenters:
 
     async def _act(self, kind: str) -> None:
         driver = self.driver
-        if self._inside or driver is None or driver.comparing or kind == "read":
+        if self._inside or driver is None or driver.comparing or kind in {"read", "stream"}:
             return
         self._inside = True
         try:
