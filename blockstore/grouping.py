@@ -1,7 +1,7 @@
 """Which chunks share a record.
 
-A chunk of 64 KiB compressed by itself starts with an empty window: text then takes 8 to 15 % more
-room than in pieces of 256 KiB, files of 4 KiB twice as much. So neighbours that compress are put
+A chunk of 64 KiB compressed by itself starts with an empty window: it then takes 2 to 10 % more
+room than in pieces of 256 KiB, and small files far more. So neighbours that compress are put
 into one record; what does not compress keeps a record of its own, and is read without the others.
 """
 
@@ -22,7 +22,7 @@ from blockstore.packfile import (
 from blockstore.writer import Record, chunk_record
 
 # Who wants one chunk has to decode its group: a third of a millisecond. 1 MiB would save 2 to 4 %
-# more (docs/blockstore.md has the measurements).
+# more (docs/adr/0005-groups.md).
 GROUP_BYTES = 256 << 10
 
 
