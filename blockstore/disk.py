@@ -49,9 +49,6 @@ class DiskFile(Protocol):
     def pread(self, length: int, offset: int) -> bytes:
         """Read up to `length` bytes; fewer only at the end of the file."""
 
-    def pread_into(self, buffer: memoryview, offset: int) -> int:
-        """Fill the buffer from `offset`; how many bytes, fewer only at the end of the file."""
-
     def pread_run(self, buffer: memoryview, length: int, offset: int) -> memoryview:
         """Read `length` bytes into `buffer`; return the part that holds them, short at the end.
 
@@ -160,8 +157,7 @@ class OsFile:
                 done += len(data)
             return b"".join(parts)
 
-    def pread_into(self, buffer: memoryview, offset: int) -> int:
-        """See DiskFile."""
+    def _pread_into(self, buffer: memoryview, offset: int) -> int:
         with translated("reading", self._path):
             done = os.preadv(self._fd, [buffer], offset)
             while 0 < done < len(buffer) and (
@@ -176,7 +172,7 @@ class OsFile:
             found = self._pread_direct(buffer, length, offset)
             if found is not None:
                 return found
-        return buffer[: self.pread_into(buffer[:length], offset)]
+        return buffer[: self._pread_into(buffer[:length], offset)]
 
     def _pread_direct(self, buffer: memoryview, length: int, offset: int) -> memoryview | None:
         """Read past the page cache; None when that did not work, whatever the reason."""

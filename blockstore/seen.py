@@ -23,9 +23,11 @@ _TABLE_FROM = 4  # chunks of one pack asked for at once: then its table is read
 class Seen:
     """Remembers places, bounded; safe to use from several threads."""
 
-    def __init__(self, files: PackFiles, packs: Callable[[], Mapping[PackId, PackRow]]) -> None:
+    def __init__(
+        self, files: PackFiles, reader: Reader, packs: Callable[[], Mapping[PackId, PackRow]]
+    ) -> None:
         self._files = files
-        self._reader = Reader(files)
+        self._reader = reader
         self._packs = packs
         self._lock = threading.Lock()
         self._young: dict[ChunkId, Location] = {}

@@ -154,7 +154,7 @@ class BlockStore:
         self._reader = Reader(self._files)
         self._asked: dict[ChunkId, Location] = {}  # places found by fetch_nowait() for fetch()
         self._cache = ChunkCache(options.cache_bytes_max)
-        self._seen = Seen(self._files, lambda: self._index.packs)
+        self._seen = Seen(self._files, self._reader, lambda: self._index.packs)
         self._dedup = Dedup(self._index, self._seen, touch_max=options.touch_chunks_max)
         self._chunker = Chunker(options.chunker)
         self._encoder = Encoder(options.compression, options.level)
@@ -339,7 +339,7 @@ class BlockStore:
         data = self._cache.get(chunk_id)
         if data is not None:
             return data
-        place = self.locate([chunk_id]).get(chunk_id)
+        place = self._seen.get(chunk_id) or self.locate([chunk_id]).get(chunk_id)
         if place is None:
             return None
         chunks = self._reader.read_nowait(place)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 import pyfuse3
 import structlog
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFailed, StorageFull
@@ -187,6 +188,11 @@ class Operations(pyfuse3.Operations):
         self._timeouts = (attr_timeout_s, entry_timeout_s)
         self._directories: dict[int, _OpenDirectory] = {}
         self._next_directory = 1
+        self.begun = trio.Event()  # set when the mount answers
+
+    def init(self) -> None:
+        """The kernel and we have agreed on a protocol."""
+        self.begun.set()
 
     def _entry(self, inode: Inode) -> EntryAttributes:
         """The answer to a request that gives the kernel a reference."""

@@ -21,7 +21,7 @@ from blockstore.errors import OrbitError
 from blockstore.store import BlockStore, StoreOptions
 from ghostd import copies, fuse_loop
 from ghostd.api import ApiServer
-from ghostd.config import Config, MountConfig, load_config, show_config
+from ghostd.config import Config, load_config, show_config
 from ghostd.control import DaemonControl, Pulse
 from ghostd.facade import DaemonState
 from ghostd.filesystem import Filesystem
@@ -144,22 +144,6 @@ def _open_store(state: Path, config: Config, disk: OsDisk) -> BlockStore:
     return BlockStore.open(state, options, disk)
 
 
-class _Served(Operations):
-    """The handlers of a mount whose first request is told."""
-
-    def __init__(self, begun: trio.Event, filesystem: Filesystem, config: MountConfig) -> None:
-        super().__init__(
-            filesystem,
-            attr_timeout_s=config.attr_timeout_s,
-            entry_timeout_s=config.entry_timeout_s,
-        )
-        self._begun = begun
-
-    def init(self) -> None:
-        """The kernel and we have agreed on a protocol: from now on the mount answers."""
-        self._begun.set()
-
-
 class Daemon:
     """One run of ghostd."""
 
@@ -173,7 +157,6 @@ class Daemon:
         self._notifier = Notifier()
         self._pulse = Pulse()
         self._stop_wanted = trio.Event()
-        self._begun = trio.Event()
 
     async def run(self) -> None:
         """Mount, serve, and come back when unmounted or told to stop."""
@@ -232,7 +215,11 @@ class Daemon:
             ReadOptions(config.read.read_ahead_bytes, config.read.deadline_s),
         )
         filesystem = Filesystem(tree, writeback, self._reader, groups_of=supplementary_groups)
-        self._operations = _Served(self._begun, filesystem, config.mount)
+        self._operations = Operations(
+            filesystem,
+            attr_timeout_s=config.mount.attr_timeout_s,
+            entry_timeout_s=config.mount.entry_timeout_s,
+        )
         self._keeper = Keeper(
             self._state,
             self._disk,
@@ -303,7 +290,7 @@ class Daemon:
     async def _get_ready(self) -> None:
         # Asking the mount itself would make a thread of ours wait for our own answer; see
         # `sync_kernel`.
-        await self._begun.wait()
+        await self._operations.begun.wait()
         mount = self._config.mount
         await trio.to_thread.run_sync(
             lambda: tune(

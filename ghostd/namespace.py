@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import cast
 
 import apsw
 
+from blockstore.database import transaction
 from blockstore.disk import SQLITE_VFS, Disk, write_log_again
 from blockstore.errors import FormatTooNew, OrbitError, StorageFailed, StorageFull
 from ghostd.filemap import chunk_ids
@@ -260,18 +261,15 @@ class Namespace:
 
     def apply(self, changes: EpochChanges) -> None:
         """One epoch, in one durable transaction. On an error nothing of it is kept."""
-        writer = self._writer
+        with self._changing():
+            self._apply(changes)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
         try:
             self._renew_log()
-            writer.execute("BEGIN IMMEDIATE").fetchall()
-            try:
-                self._apply(changes)
-                writer.execute("COMMIT").fetchall()
-            except BaseException:
-                if writer.in_transaction:
-                    with suppress(apsw.Error):
-                        writer.execute("ROLLBACK").fetchall()
-                raise
+            with transaction(self._writer):
+                yield
         except apsw.Error as error:
             self._log_suspect = True
             raise translated(error, self.path) from error
@@ -365,22 +363,13 @@ class Namespace:
 
     def record_copy(self, taken_ns: int, recipe: bytes, keep: int) -> None:
         """Remember a copy of the namespace that lies in the packs, with the `keep` newest ones."""
-        try:
-            self._renew_log()
-            self._writer.execute("BEGIN IMMEDIATE").fetchall()
+        with self._changing():
             self._writer.execute("REPLACE INTO copies VALUES(?, ?)", (taken_ns, recipe)).fetchall()
             self._writer.execute(
                 "DELETE FROM copies WHERE taken_ns NOT IN "
                 "(SELECT taken_ns FROM copies ORDER BY taken_ns DESC LIMIT ?)",
                 (keep,),
             ).fetchall()
-            self._writer.execute("COMMIT").fetchall()
-        except apsw.Error as error:
-            self._log_suspect = True
-            if self._writer.in_transaction:
-                with suppress(apsw.Error):  # the first error is the one that matters
-                    self._writer.execute("ROLLBACK").fetchall()
-            raise translated(error, self.path) from error
 
     # --- whole scans (maintenance thread, a connection of their own) -----------------------------
 

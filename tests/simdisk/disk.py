@@ -337,15 +337,11 @@ class SimFile:
             self._disk.reads += 1
             return bytes(self._inode.content[offset : offset + length])
 
-    def pread_into(self, buffer: memoryview, offset: int) -> int:
-        """See DiskFile."""
-        data = self.pread(len(buffer), offset)
-        buffer[: len(data)] = data
-        return len(data)
-
     def pread_run(self, buffer: memoryview, length: int, offset: int) -> memoryview:
         """See DiskFile."""
-        return buffer[: self.pread_into(buffer[:length], offset)]
+        data = self.pread(length, offset)
+        buffer[: len(data)] = data
+        return buffer[: len(data)]
 
     def pread_nowait(self, length: int, offset: int) -> bytes | None:
         """See DiskFile."""
