@@ -39,8 +39,9 @@ $(STAMP): $(LOCKS) pyproject.toml scripts/system-packages scripts/make-venv
 
 setup-test: $(TESTED) ## the programs that the tests drive (fio, rsync, git, …)
 
-$(TESTED): $(STAMP) scripts/system-packages
+$(TESTED): $(STAMP) scripts/system-packages tests/servers/package-lock.json
 	@scripts/system-packages test
+	@npm ci --silent --prefix tests/servers
 	@touch $@
 
 mount: $(STAMP) ## start the daemon in the background: MNT= STATE= SOCKET= CONFIG=
