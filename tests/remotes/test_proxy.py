@@ -236,9 +236,9 @@ def test_a_client_that_does_not_read_is_felt_by_the_server(proxy: Proxy) -> None
     with connect(proxy) as client:
         client.sendall((b"%d\n" % len(PATTERN)) * wanted)
         for _ in range(wanted):
+            assert exactly(client, len(PATTERN)) == PATTERN
             (connection,) = proxy._link.connections
             assert connection.down._held <= HELD_MAX + (1 << 20)
-            assert exactly(client, len(PATTERN)) == PATTERN
 
 
 def test_answers_in_place_of_the_server(web: int) -> None:

@@ -141,7 +141,7 @@ class Proxy:
 
     def heal(self) -> None:
         """Take every fault away, delay and bandwidth included, and pending answers."""
-        self._in_loop(lambda: (self._link.change(Faults()), self._link.answers.clear()))
+        self._in_loop(self._link.heal)
 
     def reset_connections(self) -> None:
         """Cut every connection that is open."""
@@ -228,6 +228,10 @@ class _Link:
                 if faults.cut is not before.cut:
                     lane.uncut = 0
                 lane.pump()
+
+    def heal(self) -> None:
+        self.answers.clear()
+        self.change(Faults())
 
     def use_cut(self) -> None:
         """One of the cut's times is used up."""
