@@ -14,16 +14,19 @@ from blockstore.errors import (
     StoreInvalid,
     StoreLocked,
 )
-from blockstore.ids import MAX_CHUNK, ChunkId, chunk_id
-from blockstore.store import BlockStore, StoreOptions
+from blockstore.ids import MAX_BLOCK, MAX_CHUNK, ChunkId, chunk_id
+from blockstore.options import FetchedOptions, StoreOptions
+from blockstore.store import BlockStore
 
 __all__ = [
+    "MAX_BLOCK",
     "MAX_CHUNK",
     "BlockStore",
     "ChunkDamaged",
     "ChunkId",
     "ChunkMissing",
     "CollectionAbandoned",
+    "FetchedOptions",
     "FormatTooNew",
     "OrbitError",
     "StorageFailed",

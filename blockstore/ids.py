@@ -15,7 +15,8 @@ PackId = NewType("PackId", int)
 Buffer = bytes | bytearray | memoryview
 
 ID_BYTES = 32
-MAX_CHUNK = 1 << 20  # bytes; the fixed blocks of remote files are the largest chunks stored
+MAX_CHUNK = 1 << 20  # bytes
+MAX_BLOCK = 4 << 20  # bytes; the blocks of remote files may be larger than other chunks
 
 
 class Location(NamedTuple):

@@ -22,7 +22,7 @@ from enum import IntEnum
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import apsw
 
@@ -89,6 +89,8 @@ class IndexDamaged(Exception):
 class Index:
     """The open index."""
 
+    SCHEMAS: ClassVar[tuple[str, ...]] = ("schema.sql",)
+
     def __init__(self, path: Path, disk: Disk | None) -> None:
         self._db = Database(path, disk)
         self._writer = self._db.writer
@@ -104,10 +106,11 @@ class Index:
     # ---- opening ----
 
     @classmethod
-    def create(cls, path: Path, disk: Disk | None, store_uuid: bytes) -> Index:
+    def create(cls, path: Path, disk: Disk | None, store_uuid: bytes) -> Self:
         """Make an empty index where no file is; `disk` None: the machine's own."""
         index = cls(path, disk)
-        schema = resources.files("blockstore").joinpath("schema.sql").read_text("utf-8")
+        folder = resources.files("blockstore")
+        schema = "".join(folder.joinpath(name).read_text("utf-8") for name in cls.SCHEMAS)
         try:
             with translated(path), transaction(index._writer):
                 index._writer.execute(schema)
@@ -127,7 +130,7 @@ class Index:
         return index
 
     @classmethod
-    def load(cls, path: Path, disk: Disk | None, store_uuid: bytes) -> Index:
+    def load(cls, path: Path, disk: Disk | None, store_uuid: bytes) -> Self:
         """Open the index of a store. Raises IndexDamaged with the reason to rebuild it."""
         index = None
         try:

@@ -44,7 +44,7 @@ INDEX_FILE = "chunks.db"
 PACKS_FOLDER = "packs"
 LOCK_FILE = "lock"
 _REBUILD_BATCH_ROWS = 262_144
-_INDEX_FILES = (INDEX_FILE, f"{INDEX_FILE}-wal", f"{INDEX_FILE}-shm", f"{INDEX_FILE}-journal")
+_INDEX_SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
 @dataclass(slots=True)
@@ -171,11 +171,11 @@ def open_index(disk: Disk, folder: Path, identity: Identity, report: OpenReport)
     return Index.create(path, disk, identity.uuid)
 
 
-def remove_index(disk: Disk, folder: Path) -> None:
-    """Remove chunks.db, so that the next opening rebuilds it from the packs."""
-    for name in _INDEX_FILES:
+def remove_index(disk: Disk, folder: Path, name: str = INDEX_FILE) -> None:
+    """Remove an index, so that the next opening rebuilds it from its packs."""
+    for suffix in _INDEX_SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
-            disk.unlink(folder / name)
+            disk.unlink(folder / f"{name}{suffix}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from blockstore.chunker import ChunkerParams
 from blockstore.codec import Codec, DecodeError, decode
 from blockstore.errors import FormatTooNew
-from blockstore.ids import MAX_CHUNK, Buffer, ChunkId, Location, PackId, chunk_id
+from blockstore.ids import MAX_BLOCK, Buffer, ChunkId, Location, PackId, chunk_id
 
 FORMAT_VERSION = 1
 PACK_MAGIC = b"ORBITPK\x00"
@@ -30,7 +30,7 @@ TORN_MAGIC = b"Torn"  # written over the magic of a record that a crash left inc
 TRAILER_MAGIC = b"ORBITEND"
 
 SERIES_OWN = 0  # data that exists nowhere else
-SERIES_FETCHED = 1  # reserved: blocks that can be fetched again
+SERIES_FETCHED = 1  # blocks that can be fetched again
 
 _PACK_HEADER = struct.Struct("<8sHH16sQIIIBB10xI")
 _RECORD_HEADER = struct.Struct("<4sBBBxII32s8sII")
@@ -47,7 +47,7 @@ ENTRY_BYTES = _ENTRY.size
 TRAILER_BYTES = _TRAILER.size
 assert (HEADER_BYTES, RECORD_BYTES, ENTRY_BYTES, TRAILER_BYTES) == (64, 64, 48, 32)
 
-PAYLOAD_MAX = MAX_CHUNK + 4096  # a payload never grows: what does not shrink is stored raw
+PAYLOAD_MAX = MAX_BLOCK + 4096  # a payload never grows: what does not shrink is stored raw
 PACK_ENTRIES_MAX = 1 << 17  # a table of 6 MiB
 GROUP_CHUNKS_MAX = 64
 MEMBERS_BYTES_MAX = _COUNT.size + GROUP_CHUNKS_MAX * _MEMBER.size

@@ -48,8 +48,10 @@ class ReadRun:
     wants: tuple[Want, ...]
 
 
-def plan_reads(wanted: Iterable[tuple[ChunkId, Location]]) -> list[ReadRun]:
-    """Coalesce records into reads: neighbours at most GAP_BYTES_MAX apart, RUN_BYTES_MAX a read."""
+def plan_reads(
+    wanted: Iterable[tuple[ChunkId, Location]], run_bytes_max: int = RUN_BYTES_MAX
+) -> list[ReadRun]:
+    """Coalesce records into reads: neighbours at most GAP_BYTES_MAX apart, so long at most."""
     runs: list[ReadRun] = []
     wants: list[Want] = []
     current: PackId | None = None
@@ -67,7 +69,7 @@ def plan_reads(wanted: Iterable[tuple[ChunkId, Location]]) -> list[ReadRun]:
         if wants and (
             pack != current
             or offset - end > GAP_BYTES_MAX
-            or stop - wants[0].offset > RUN_BYTES_MAX
+            or stop - wants[0].offset > run_bytes_max
         ):
             close()
         if not wants:
@@ -177,17 +179,18 @@ class Outcome(NamedTuple):
 
 
 class Reader:
-    """Reads and verifies records."""
+    """Reads and verifies records of up to `run_bytes_max`, headers included."""
 
-    def __init__(self, files: PackFiles) -> None:
+    def __init__(self, files: PackFiles, run_bytes_max: int = RUN_BYTES_MAX) -> None:
         self._files = files
+        self._run_bytes_max = run_bytes_max
         # One buffer a thread, used again: fresh memory costs page faults, about as much as hashing.
         self._buffers = threading.local()
 
     def _buffer(self) -> memoryview:
         buffer: memoryview | None = getattr(self._buffers, "view", None)
         if buffer is None:
-            size = RUN_BYTES_MAX + 2 * DIRECT_ALIGN
+            size = self._run_bytes_max + 2 * DIRECT_ALIGN
             buffer = self._buffers.view = memoryview(mmap.mmap(-1, size))
         return buffer
 
@@ -195,7 +198,7 @@ class Reader:
         """Read chunks. Raises StorageFailed when the disk refuses."""
         outcome = Outcome({}, {}, [])
         buffer = self._buffer()
-        for run in plan_reads(wanted):
+        for run in plan_reads(wanted, self._run_bytes_max):
             try:
                 with self._files.using(run.pack) as file:
                     data = file.pread_run(buffer, run.length, run.offset)
@@ -289,6 +292,14 @@ class ChunkCache:
             self._bytes += len(data)
             while self._bytes > self._bytes_max:
                 self._bytes -= len(self._chunks.popitem(last=False)[1])
+
+    def discard(self, names: Iterable[ChunkId]) -> None:
+        """Keep these no longer."""
+        with self._lock:
+            for name in names:
+                data = self._chunks.pop(name, None)
+                if data is not None:
+                    self._bytes -= len(data)
 
     @property
     def bytes(self) -> int:

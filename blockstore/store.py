@@ -23,22 +23,32 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from blockstore.check import Checker, CheckResult
-from blockstore.chunker import Chunker, ChunkerParams
-from blockstore.codec import CompressionName, Encoder
+from blockstore.chunker import Chunker
+from blockstore.codec import Encoder
 from blockstore.collect import SMALL_PART, Collection, CollectReport, pack_uses, plan_collection
 from blockstore.dedup import Dedup
 from blockstore.disk import Disk, DiskFile, OsDisk
-from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFailed
+from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError
+from blockstore.fetched import Fetched
 from blockstore.grouping import records_of
-from blockstore.ids import MAX_CHUNK, Buffer, ChunkId, Location, PackId, chunk_id, pack_name
+from blockstore.ids import (
+    MAX_BLOCK,
+    MAX_CHUNK,
+    Buffer,
+    ChunkId,
+    Location,
+    PackId,
+    chunk_id,
+    pack_name,
+)
 from blockstore.index import RootRow
 from blockstore.ingest import ingest
 from blockstore.marks import Marks
+from blockstore.merging import Merger
 from blockstore.opening import (
     LOCK_FILE,
     PACKS_FOLDER,
@@ -48,34 +58,16 @@ from blockstore.opening import (
     open_index,
     remove_index,
 )
+from blockstore.options import StoreOptions, StoreStats
 from blockstore.packfile import RECORD_BYTES, decode_record_header, open_payload
 from blockstore.reader import ChunkCache, PackFiles, Reader
 from blockstore.seen import Seen
 from blockstore.writer import ROOT_SEQ_BYTES, Writer, root_record
 
+__all__ = ["ROOTS_KEPT", "BlockStore", "RootRecord", "StoreOptions", "StoreStats"]
+
 ROOTS_KEPT = 3
 _ASKED_MAX = 1_024
-
-
-@dataclass(frozen=True, slots=True)
-class StoreOptions:
-    """How to run a store. Only `chunker` is a property of the store itself."""
-
-    compression: CompressionName = "zstd"
-    level: int = 1  # of zstd
-    pack_bytes_max: int = 64 << 20
-    cache_bytes_max: int = 64 << 20  # decoded chunks
-    open_packs_max: int = 128  # descriptors
-    pending_chunks_max: int = 32_768  # records in memory before the index is told, some 12 MB
-    touch_chunks_max: int = 262_144  # known chunks stored again during one collection
-    chunker: ChunkerParams = field(default_factory=ChunkerParams)
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for what the format or the bounds cannot hold."""
-        if not 4096 <= self.pack_bytes_max <= 1 << 31:
-            raise ValueError(f"pack_bytes_max is 4 KiB to 2 GiB, not {self.pack_bytes_max}")
-        if min(self.open_packs_max, self.pending_chunks_max, self.touch_chunks_max) < 1:
-            raise ValueError("open_packs_max, pending_chunks_max, touch_chunks_max: at least 1")
 
 
 class RootRecord(NamedTuple):
@@ -83,27 +75,6 @@ class RootRecord(NamedTuple):
 
     seq: int  # grows with each root
     payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """Counters; those marked * count since opening. Sizes in bytes."""
-
-    chunks: int  # rows in the index and pending records; duplicates until runs are merged
-    packs: int
-    pack_bytes: int
-    pending_chunks: int
-    index_runs: int
-    put_chunks: int  # *
-    put_bytes: int  # *
-    new_chunks: int  # *
-    new_raw_bytes: int  # *
-    new_stored_bytes: int  # *
-    dedup_hits: int  # *
-    cache_hits: int  # *
-    cache_misses: int  # *
-    cache_bytes: int
-    damaged_chunks: int  # *
 
 
 class BlockStore:
@@ -145,7 +116,8 @@ class BlockStore:
         )
         if recovered.adopted is not None:
             self._writer.adopt(recovered.adopted)
-        self._writer.on_batch = self._merge_runs
+        self._merger = Merger(self._index)
+        self._writer.on_batch = self._merger.start
         self._root_seq = recovered.root_seq
         self._root_lock = threading.Lock()
         self._files = PackFiles(
@@ -164,7 +136,7 @@ class BlockStore:
         self._new_chunks = 0
         self._dedup_hits = 0
         self._collect_lock = threading.Lock()
-        self._merger: threading.Thread | None = None
+        self._fetched = Fetched(disk, folder, identity, options.fetched)
         self._closed = False
         self._barrier = PackId(0)  # packs below it may be collected
 
@@ -266,6 +238,39 @@ class BlockStore:
         """Cut and store a stream; return its chunks' ids and lengths in order. Not yet durable."""
         return ingest(stream, self._chunker, self.put, workers=workers)
 
+    # ---- blocks that can be had again ----
+
+    def put_fetched(self, blocks: Sequence[Buffer]) -> list[ChunkId]:
+        """Keep blocks of 1 byte to MAX_BLOCK that can be fetched again; return their ids.
+
+        For worker threads. Bytes that own data has are not stored a second time, and repair it
+        where it was found damaged. Never durable: a power cut costs a fetch. Raises StorageFull
+        where the limits of the cache leave no room, and StorageFailed: go on without keeping them.
+        """
+        named: dict[ChunkId, Buffer] = {}
+        ids = []
+        for block in blocks:
+            if not 0 < len(block) <= MAX_BLOCK:
+                raise ValueError(f"a block has 1 to {MAX_BLOCK} bytes, not {len(block)}")
+            name = chunk_id(block)
+            ids.append(name)
+            named[name] = block
+        damaged = [named[name] for name in self._dedup.damaged.keys() & named.keys()]
+        if damaged:
+            self.put(damaged)
+        owned = self.locate(named)
+        self._fetched.put({name: data for name, data in named.items() if name not in owned})
+        return ids
+
+    def resident(self, ids: Sequence[ChunkId]) -> list[bool]:
+        """Tell for each id whether the store has it, own or fetched. Reads no pack.
+
+        A block that is told to be resident may be evicted, or prove damaged, before it is read.
+        """
+        owned = self.locate(ids).keys() - self._dedup.damaged.keys()
+        fetched = self._fetched.resident(name for name in ids if name not in owned)
+        return [name in owned or name in fetched for name in ids]
+
     # ---- reading ----
 
     def cached(self, chunk_id: ChunkId) -> bytes | None:
@@ -293,28 +298,52 @@ class BlockStore:
                 found = self.locate(unknown)
                 self._seen.look(found, headers=False)
                 places.update(found)
-            for name in wanted:
-                # The same place twice: its pack is gone, and nothing says where the chunk went.
-                if name not in places or tried.get(name) == places[name]:
+            # The same place twice: its pack is gone, and nothing says where the chunk went.
+            absent = [n for n in wanted if n not in places or tried.get(n) == places[n]]
+            self._read_fetched(absent, result)
+            for name in absent:
+                if name not in result:
                     raise ChunkMissing(name)
+                places.pop(name, None)
             outcome = self._reader.read(places.items())
             for name, data in outcome.chunks.items():
                 self._cache.add(name, data)
             result.update((name, outcome.chunks[name]) for name in wanted if name in outcome.chunks)
             wanted = outcome.gone
             if outcome.damaged:
-                # Records of a pack whose sync failed move to another one; those are not damaged.
-                now = self.locate(outcome.damaged)
-                moved = {name for name in outcome.damaged if now.get(name) != places[name]}
-                damaged = {n: p for n, p in outcome.damaged.items() if n not in moved}
-                if damaged:
-                    name, pack = next(iter(damaged.items()))
-                    self._dedup.report_damaged(damaged)
-                    self._report_neighbours(places[name] for name in damaged)
-                    raise ChunkDamaged(name, pack_name(pack))
-                wanted += moved
+                wanted += self._rescue(outcome.damaged, places, result)
             tried, places = places, {}
         return result
+
+    def _rescue(
+        self,
+        damaged: dict[ChunkId, PackId],
+        places: dict[ChunkId, Location],
+        result: dict[ChunkId, bytes],
+    ) -> list[ChunkId]:
+        """Return those of `damaged` that have moved, and add what the cache has of the others.
+
+        Records of a pack whose sync failed move to another one; those are not damaged. Raises
+        ChunkDamaged for what is neither.
+        """
+        now = self.locate(damaged)
+        moved = [name for name in damaged if now.get(name) != places[name]]
+        lost = {name: pack for name, pack in damaged.items() if now.get(name) == places[name]}
+        if lost:
+            self._dedup.report_damaged(lost)
+            self._report_neighbours(places[name] for name in lost)
+            self._read_fetched(list(lost), result)
+            for name, pack in lost.items():
+                if name not in result:
+                    raise ChunkDamaged(name, pack_name(pack))
+        return moved
+
+    def _read_fetched(self, names: Sequence[ChunkId], result: dict[ChunkId, bytes]) -> None:
+        """Add to `result` those of `names` that the fetched series has."""
+        found = self._fetched.read(names)
+        for name, data in found.items():
+            self._cache.add(name, data)
+        result.update(found)
 
     def _known_places(self, names: Iterable[ChunkId]) -> dict[ChunkId, Location]:
         """Places that need no lookup. They may be out of date."""
@@ -341,7 +370,10 @@ class BlockStore:
             return data
         place = self._seen.get(chunk_id) or self.locate([chunk_id]).get(chunk_id)
         if place is None:
-            return None
+            data = self._fetched.read_nowait(chunk_id)
+            if data is not None:
+                self._cache.add(chunk_id, data)
+            return data
         chunks = self._reader.read_nowait(place)
         for name, content in chunks.items():
             self._cache.add(name, content)
@@ -530,6 +562,7 @@ class BlockStore:
                 cache_misses=self._cache.misses,
                 cache_bytes=self._cache.bytes,
                 damaged_chunks=len(self._dedup.damaged),
+                fetched=self._fetched.stats(),
             )
 
     def free_bytes(self) -> int:
@@ -551,26 +584,7 @@ class BlockStore:
         with contextlib.ExitStack() as steps:  # run from the last to the first, whatever fails
             steps.callback(self._lock_file.close)
             steps.callback(self._files.close)
-            if self._merger is not None:
-                steps.callback(self._merger.join)
+            steps.callback(self._merger.join)
             steps.callback(self._index.close)
+            steps.callback(self._fetched.close)
             steps.callback(self._writer.close)
-
-    def _merge_runs(self) -> None:
-        """Merge the index's runs, in the background where there is more than one connection."""
-        if not self._index.wants_merge:
-            return
-        if self._index.single:
-            self._index.merge()
-        elif self._merger is None or not self._merger.is_alive():
-            self._merger = threading.Thread(
-                target=self._merge_quietly, name="index-merge", daemon=True
-            )
-            self._merger.start()
-
-    def _merge_quietly(self) -> None:
-        try:
-            self._index.merge()
-        except StorageFailed as error:
-            # Merging saves lookups; the index is whole without it. The next batch tries again.
-            self._writer.index_error = error
