@@ -262,6 +262,10 @@ class BlockStore:
         self._fetched.put({name: data for name, data in named.items() if name not in owned})
         return ids
 
+    def remember(self, chunk_id: ChunkId, data: bytes) -> None:
+        """Keep verified bytes in the cache of decoded chunks: they are about to be read."""
+        self._cache.add(chunk_id, data)
+
     def resident(self, ids: Sequence[ChunkId]) -> list[bool]:
         """Tell for each id whether the store has it, own or fetched. Reads no pack.
 
