@@ -9,7 +9,6 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.servers.processes import Process, free_port, listens
@@ -25,7 +24,8 @@ error_log {state}/error.log;
 {privileges}
 events {{ worker_connections 512; }}
 http {{
-    access_log {state}/access.log combined buffer=4k flush=1s;
+    log_format short "$request_method $request_uri $status $body_bytes_sent";
+    access_log {state}/access.log short;
     types {{ application/octet-stream bin; text/plain txt; }}
     default_type application/octet-stream;
     client_body_temp_path {state}/body;
@@ -59,35 +59,55 @@ http {{
 """
 
 
-@dataclass(slots=True)
 class Nginx:
     """A running nginx."""
 
-    port: int
-    folder: Path
-    state: Path
-    process: Process
+    def __init__(self, folder: Path, state: Path, port: int) -> None:
+        self.folder = folder
+        self.port = port
+        self._state = state
+        self._process: Process | None = None
 
     def url(self, path: str = "", location: str = "html") -> str:
         """The URL of a path below one of the locations."""
         return f"http://127.0.0.1:{self.port}/{location}/{path}"
 
+    def requests(self) -> list[str]:
+        """What it was asked, one line each: method, target, status."""
+        return (self._state / "access.log").read_text().splitlines()
+
+    def start(self) -> None:
+        """Start it, at the same address each time, and wait until it listens."""
+        assert self._process is None
+        self._process = Process(
+            ["nginx", "-c", self._state / "nginx.conf", "-p", self._state],
+            self._state / "nginx.log",
+        )
+        self._process.wait_ready(lambda: listens(self.port))
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
     def freeze(self) -> None:
-        """Stop answering, connections stay open."""
-        self.process.signal(signal.SIGSTOP)
+        """Stop answering; connections stay open."""
+        assert self._process is not None
+        self._process.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Go on."""
-        self.process.signal(signal.SIGCONT)
+        assert self._process is not None
+        self._process.signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
 def nginx(folder: Path, *, extra: Sequence[str] = ()) -> Iterator[Nginx]:
     """Serve `folder`; `extra` are lines of the server section."""
     state = Path(tempfile.mkdtemp(prefix="nginx-"))
-    process: Process | None = None
+    server = Nginx(folder, state, free_port())
     try:
-        port = free_port()
         hashed = subprocess.run(
             ["openssl", "passwd", "-apr1", "-stdin"],
             input=PASSWORD.encode(),
@@ -95,20 +115,16 @@ def nginx(folder: Path, *, extra: Sequence[str] = ()) -> Iterator[Nginx]:
             check=True,
         ).stdout.decode()
         (state / "users").write_text(f"{USER}:{hashed}")
-        config = state / "nginx.conf"
-        config.write_text(
-            _CONFIG.format(
-                port=port,
-                folder=folder,
-                state=state,
-                privileges="user root;" if os.geteuid() == 0 else "",
-                extra="\n        ".join(extra),
-            )
+        config = _CONFIG.format(
+            port=server.port,
+            folder=folder,
+            state=state,
+            privileges="user root;" if os.geteuid() == 0 else "",
+            extra="\n        ".join(extra),
         )
-        process = Process(["nginx", "-c", config, "-p", state], state / "nginx.log")
-        process.wait_ready(lambda: listens(port))
-        yield Nginx(port, folder, state, process)
+        (state / "nginx.conf").write_text(config)
+        server.start()
+        yield server
     finally:
-        if process is not None:
-            process.kill()
+        server.stop()
         shutil.rmtree(state)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.servers.processes import Process, free_port, listens
@@ -35,6 +34,8 @@ map to guest = never
 restrict anonymous = 2
 server min protocol = SMB2
 server signing = mandatory
+# As our tests name files; by default `a` and `A` are one.
+case sensitive = yes
 load printers = no
 printcap name = /dev/null
 disable spoolss = yes
@@ -55,27 +56,52 @@ create mask = 0664
 """
 
 
-@dataclass(slots=True)
 class Samba:
     """A running smbd."""
 
-    port: int
-    user: str
-    password: str
-    folder: Path  # of the first share
-    process: Process
+    def __init__(self, folder: Path, state: Path, port: int, user: str) -> None:
+        self.folder = folder  # of all shares
+        self.port = port
+        self.user = user
+        self.password = PASSWORD
+        self._state = state
+        self._process: Process | None = None
 
     def url(self, path: str = "", share: str = "data") -> str:
         """The URL of a path in a share, without the password."""
         return f"smb://{self.user}@127.0.0.1:{self.port}/{share}/{path}"
 
+    def start(self) -> None:
+        """Start it, at the same address each time, and wait until it listens."""
+        assert self._process is None
+        self._process = Process(
+            [
+                "smbd",
+                "--foreground",
+                "--no-process-group",
+                "--debuglevel=1",
+                "-s",
+                self._state / "smb.conf",
+            ],
+            self._state / "smbd.log",
+        )
+        self._process.wait_ready(lambda: listens(self.port))
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
     def freeze(self) -> None:
-        """Stop answering, connections stay open."""
-        self.process.signal(signal.SIGSTOP)
+        """Stop answering; connections stay open."""
+        assert self._process is not None
+        self._process.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Go on."""
-        self.process.signal(signal.SIGCONT)
+        assert self._process is not None
+        self._process.signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -87,11 +113,10 @@ def samba(
     `extra` are lines of the global section, `shares` maps further names to their lines.
     """
     state = Path(tempfile.mkdtemp(prefix="samba-"))
-    process: Process | None = None
+    user = getpass.getuser()
+    server = Samba(folder, state, free_port(), user)
     try:
-        port = free_port()
-        user = getpass.getuser()
-        sections = [_GLOBAL.format(port=port, state=state, extra="\n".join(extra))]
+        sections = [_GLOBAL.format(port=server.port, state=state, extra="\n".join(extra))]
         lines: dict[str, Sequence[str]] = {"data": (), "frozen": (), **shares}
         sections += [
             _SHARE.format(
@@ -110,13 +135,8 @@ def samba(
             stdout=subprocess.DEVNULL,
             check=True,
         )
-        process = Process(
-            ["smbd", "--foreground", "--no-process-group", "-s", config, "--debuglevel=1"],
-            state / "smbd.log",
-        )
-        process.wait_ready(lambda: listens(port))
-        yield Samba(port, user, PASSWORD, folder, process)
+        server.start()
+        yield server
     finally:
-        if process is not None:
-            process.kill()
+        server.stop()
         shutil.rmtree(state)
