@@ -176,8 +176,10 @@ class Remote(Protocol):
     ) -> Entry:
         """Write a file whole: readers see the old one or the new one, in parts where large.
 
-        Raises Exists (`replace` is false), Changed (`if_version` is not what is there), Full. A
-        parent directory that is missing is made.
+        Raises Exists (`replace` is false), Changed (`if_version` is not what is there), Full. Where
+        the remote lacks `write_if` that is looked at just before. A parent directory that is
+        missing is made. Attributes that the remote does not keep are left out. An error of the
+        source passes through.
         """
 
     async def rename(self, key: bytes, new_key: bytes, *, replace: bool = True) -> None:

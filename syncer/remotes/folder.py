@@ -1,0 +1,381 @@
+"""A local folder, or a single file, as what `file:` remotes need of it. Blocks: for threads.
+
+Keys are walked one component at a time from an open directory, and no symlink on the way is
+followed: whatever others do to the tree meanwhile, nothing outside the root is reached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+
+from syncer.remotes.errors import Changed, Exists, Garbled, Missing, Unreachable, Unsupported
+from syncer.remotes.local import (
+    entry_of,
+    read_metadata,
+    set_attributes,
+    shown,
+    system_error,
+    system_errors,
+)
+from syncer.remotes.remote import ROOT, Attributes, Entry, Kind, Version
+
+_PAGE_ENTRIES = 1000
+_TRIES = 3  # to read a file whole while somebody writes it
+_RENAME_NOREPLACE = 1
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_BELOW = _DIRECTORY | os.O_NOFOLLOW
+_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: what was a file when it was listed may be a pipe that nobody writes to.
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+Spot = tuple[int, bytes]  # an open directory and a name in it
+
+
+def _components(key: bytes) -> list[bytes]:
+    names = key.removesuffix(b"/").split(b"/") if key else []
+    for name in names:
+        if name in {b"", b".", b".."} or b"\0" in name:
+            raise Unsupported(f"{key!r}: no file can be called {name!r}")
+    return names
+
+
+@contextlib.contextmanager
+def _opened(name: bytes, flags: int, folder: int | None = None) -> Iterator[int]:
+    handle = os.open(name, flags, dir_fd=folder)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _read_open(handle: int, offset: int, length: int) -> bytes:
+    """Up to `length` bytes, fewer only at the file's end."""
+    data = os.pread(handle, length, offset)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    while parts[-1] and length:  # the kernel gives 2 GiB at most
+        offset += len(parts[-1])
+        length -= len(parts[-1])
+        parts.append(os.pread(handle, length, offset))
+    return b"".join(parts)
+
+
+def _move(old: Spot, new: Spot, *, replace: bool) -> None:
+    """Rename atomically; `replace`: over what is there."""
+    if replace:
+        os.rename(old[1], new[1], src_dir_fd=old[0], dst_dir_fd=new[0])
+        return
+    if _libc.renameat2(old[0], old[1], new[0], new[1], _RENAME_NOREPLACE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in {errno.EINVAL, errno.ENOSYS}:
+        raise system_error(number)
+    # Network file systems know no such flag, but links, which never replace.
+    os.link(old[1], new[1], src_dir_fd=old[0], dst_dir_fd=new[0], follow_symlinks=False)
+    os.unlink(old[1], dir_fd=old[0])
+
+
+def _sync_directory(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems have no such thing
+            raise
+
+
+class Folder:
+    """The folder, or file, that a path names. Raises RemoteErrors."""
+
+    def __init__(self, root: bytes) -> None:
+        """`root` is absolute. It may be a symlink, or lead through some: its owner chose it."""
+        self._root = root
+
+    def path(self, key: bytes) -> bytes:
+        """For messages."""
+        return self._root + b"/" + key if key else self._root
+
+    @contextlib.contextmanager
+    def _directory(self, names: list[bytes], *, make: bool = False) -> Iterator[int]:
+        """An open directory below the root."""
+        try:
+            here = os.open(self._root, _DIRECTORY)
+        except FileNotFoundError:
+            # Not Missing: as far as anybody knows, nothing below it has been deleted.
+            where = shown(self._root)
+            raise Unreachable(f"{where} is not there: is its disk mounted?") from None
+        try:
+            for name in names:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=here)
+                        _sync_directory(here)
+                below = os.open(name, _BELOW, dir_fd=here)
+                os.close(here)
+                here = below
+            yield here
+        finally:
+            os.close(here)
+
+    @contextlib.contextmanager
+    def _spot(self, key: bytes, *, make: bool = False) -> Iterator[Spot]:
+        """Where `key` is or would be; `make`: with its parents."""
+        if key == ROOT:
+            folder, name = os.path.split(os.path.realpath(self._root))
+            with _opened(folder, _DIRECTORY) as handle:
+                yield handle, name or b"."
+        else:
+            names = _components(key)
+            with self._directory(names[:-1], make=make) as handle:
+                yield handle, names[-1]
+
+    def stat(self, key: bytes) -> Entry:
+        """See Remote."""
+        with (
+            system_errors(self.path(key)),
+            self._spot(key) as (folder, name),
+            _opened(name, _PATH, folder) as handle,
+        ):
+            found = os.fstat(handle)
+            kind = entry_of(key, found).kind
+            if key.endswith(b"/") and kind is not Kind.DIRECTORY:
+                raise system_error(errno.ENOTDIR)
+            if kind is Kind.SYMLINK:
+                return entry_of(key, found, os.readlink(b"", dir_fd=handle))
+            return entry_of(key, found, metadata=read_metadata(handle))
+
+    def read(self, key: bytes, version: Version, offset: int, length: int) -> bytes:
+        """See Remote."""
+        where = shown(self.path(key))
+        try:
+            with (
+                system_errors(self.path(key)),
+                self._spot(key) as (folder, name),
+                _opened(name, _FILE, folder) as handle,
+            ):
+                if entry_of(key, os.fstat(handle)).version != version:
+                    raise Changed(f"{where} is not the version that was listed")
+                data = _read_open(handle, offset, length)
+                if entry_of(key, os.fstat(handle)).version != version:
+                    raise Changed(f"{where} changed while it was read")
+        except Missing:
+            raise Changed(f"{where} is gone") from None
+        if len(data) != length:
+            raise Garbled(f"{where} gave {len(data)} of {length} bytes at {offset}")
+        return data
+
+    def read_whole(self, key: bytes, size_max: int) -> tuple[Entry, bytes]:
+        """See Remote."""
+        where = shown(self.path(key))
+        with system_errors(self.path(key)), self._spot(key) as (folder, name):
+            with _opened(name, _PATH, folder) as found:
+                if entry_of(key, os.fstat(found)).kind is not Kind.FILE:
+                    raise Unsupported(f"{where} is no file")
+            with _opened(name, _FILE, folder) as handle:
+                for _ in range(_TRIES):
+                    entry = entry_of(key, os.fstat(handle), metadata=read_metadata(handle))
+                    if entry.size > size_max:
+                        raise Unsupported(f"{where} is larger than {size_max} bytes")
+                    data = _read_open(handle, 0, entry.size)
+                    after = entry_of(key, os.fstat(handle))
+                    if after.version == entry.version and len(data) == entry.size:
+                        return entry, data
+        raise Changed(f"{where} is being written")
+
+    def open_directory(self, key: bytes) -> int:
+        """An open directory, for the caller to close."""
+        try:
+            with self._directory(_components(key)) as handle:
+                return os.dup(handle)
+        except NotADirectoryError:
+            self.stat(key.removesuffix(b"/"))  # there is nothing at all: Missing
+            raise Unsupported(f"{shown(self.path(key))} is no directory") from None
+
+    def open_parent(self, key: bytes) -> Spot:
+        """Where `key` is to be, with its parents made, for the caller to close."""
+        with self._spot(key, make=True) as (folder, name):
+            return os.dup(folder), name
+
+    def rename(self, key: bytes, new_key: bytes, *, replace: bool) -> None:
+        """See Remote."""
+        if ROOT in {key, new_key}:
+            raise Unsupported(f"{shown(self._root)}: the root stays where it is")
+        slash = b"/" if key.endswith(b"/") else b""  # then the system insists on directories
+        with system_errors(self.path(key)), self._spot(key) as (folder, name):
+            os.stat(name + slash, dir_fd=folder, follow_symlinks=False)
+            with system_errors(self.path(new_key)), self._spot(new_key) as (new_folder, new_name):
+                try:
+                    _move((folder, name), (new_folder, new_name), replace=replace)
+                except (IsADirectoryError, NotADirectoryError):  # one of them is a directory
+                    raise system_error(errno.EEXIST) from None
+                _sync_directory(new_folder)
+
+    def delete(self, key: bytes) -> None:
+        """See Remote."""
+        with system_errors(self.path(key)), self._spot(key) as (folder, name):
+            if key.endswith(b"/"):
+                os.rmdir(name, dir_fd=folder)
+            else:
+                os.unlink(name, dir_fd=folder)
+
+    def mkdir(self, key: bytes) -> None:
+        """See Remote."""
+        with system_errors(self.path(key)), self._spot(key) as (folder, name):
+            os.mkdir(name, dir_fd=folder)
+
+    def symlink(self, key: bytes, target: bytes) -> None:
+        """See Remote."""
+        with system_errors(self.path(key)), self._spot(key) as (folder, name):
+            os.symlink(target, name, dir_fd=folder)
+
+    def set_attributes(self, key: bytes, attributes: Attributes) -> None:
+        """See Remote."""
+        with (
+            system_errors(self.path(key)),
+            self._spot(key) as (folder, name),
+            _opened(name, _PATH, folder) as handle,
+        ):
+            set_attributes(handle, attributes)
+
+
+class Listing:
+    """A directory that is being listed; nothing is open before the first page. `close` it.
+
+    For one thread at a time: others wait.
+    """
+
+    def __init__(self, folder: Folder, key: bytes) -> None:
+        self._folder = folder
+        self._key = key
+        self._path = folder.path(key)
+        self._lock = threading.Lock()
+        self._open = contextlib.ExitStack()
+        self._handle = -1
+        self._names: Iterator[os.DirEntry[str]] | None = None
+        self._closed = False
+
+    def page(self) -> list[Entry]:
+        """The next entries; empty when there are none left."""
+        with self._lock, system_errors(self._path):
+            if self._closed:  # given up before this thread had its turn
+                return []
+            if self._names is None:
+                self._handle = self._folder.open_directory(self._key)
+                self._open.callback(os.close, self._handle)
+                self._names = self._open.enter_context(os.scandir(self._handle))
+            page: list[Entry] = []
+            for each in self._names:
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    page.append(self._entry(os.fsencode(each.name)))
+                if len(page) == _PAGE_ENTRIES:
+                    break
+            return page
+
+    def _entry(self, name: bytes) -> Entry:
+        key = b"".join(part + b"/" for part in _components(self._key)) + name
+        found = os.stat(name, dir_fd=self._handle, follow_symlinks=False)
+        entry = entry_of(key, found)
+        if entry.kind is Kind.SYMLINK:
+            with contextlib.suppress(OSError):  # no symlink any more: its target is unknown
+                return entry_of(key, found, os.readlink(name, dir_fd=self._handle))
+        return entry
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        with self._lock:
+            self._closed = True
+            self._open.close()
+
+
+class Draft:
+    """A file that is being written under a temporary name; `close` it.
+
+    For one thread at a time: others wait. Until `publish`, nobody sees it under its own name, and
+    `close` removes it.
+    """
+
+    def __init__(self, folder: Folder, key: bytes, attributes: Attributes | None) -> None:
+        self._folder = folder
+        self._key = key
+        self._path = folder.path(key)
+        self._attributes = attributes or Attributes()
+        self._lock = threading.Lock()
+        self._open = contextlib.ExitStack()
+        self._handle = -1
+        self._spot: Spot = (-1, b"")
+        self._temporary = b""
+        self._published = False
+        self._closed = False
+
+    @contextlib.contextmanager
+    def _mine(self) -> Iterator[None]:
+        """Opened, and nobody else's meanwhile."""
+        with self._lock, system_errors(self._path):
+            if self._closed:
+                raise Changed(f"{shown(self._path)}: writing it was given up")
+            if self._handle < 0:
+                self._begin()
+            yield
+
+    def _begin(self) -> None:
+        self._spot = self._folder.open_parent(self._key)
+        self._open.callback(os.close, self._spot[0])
+        temporary = b".orbit-%s.tmp" % secrets.token_hex(8).encode()
+        # Not readable by more than it will be.
+        mode = 0o666 if self._attributes.mode is None else 0o600
+        self._handle = os.open(temporary, _NEW, mode, dir_fd=self._spot[0])
+        self._temporary = temporary
+        self._open.callback(os.close, self._handle)
+        self._open.callback(self._remove)
+
+    def _remove(self) -> None:
+        if not self._published:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._spot[0])
+
+    def append(self, data: bytes) -> None:
+        """Write the next bytes."""
+        view = memoryview(data)
+        with self._mine():
+            while view:
+                view = view[os.write(self._handle, view) :]
+
+    def publish(self, if_version: Version | None, *, replace: bool) -> Entry:
+        """Bring it to the disk and give it its name. See Remote.write."""
+        with self._mine():
+            set_attributes(self._handle, self._attributes)
+            os.fsync(self._handle)
+            if if_version is not None:
+                self._check(if_version)
+            folder = self._spot[0]
+            try:
+                _move((folder, self._temporary), self._spot, replace=replace)
+            except IsADirectoryError:
+                raise Exists(f"{shown(self._path)} is a directory") from None
+            self._published = True
+            _sync_directory(folder)
+            return entry_of(self._key, os.fstat(self._handle), metadata=read_metadata(self._handle))
+
+    def _check(self, version: Version) -> None:
+        try:
+            found = os.stat(self._spot[1], dir_fd=self._spot[0], follow_symlinks=False)
+        except FileNotFoundError:
+            raise Changed(f"{shown(self._path)} is gone") from None
+        if entry_of(self._key, found).version != version:
+            raise Changed(f"{shown(self._path)} is not the version that was to be replaced")
+
+    def close(self) -> None:
+        """Let go of it; what was not published is removed."""
+        with self._lock:
+            self._closed = True
+            self._open.close()
