@@ -18,6 +18,7 @@ import trio
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_STOPPED = "the asyncio side has been stopped"
 _STOP_S = 5.0  # for what is still running when the bridge stops
 
 
@@ -28,6 +29,8 @@ class Bridge:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._started = False
+        self._lock = threading.Lock()
+        self._stopped = False  # under the lock: nothing begins any more
         self.running = 0  # calls in flight
 
     def start(self) -> None:
@@ -40,6 +43,10 @@ class Bridge:
         try:
             self._loop.run_forever()
         finally:
+            with self._lock:
+                self._stopped = True
+            # What was handed over before that begins in the loop's next turn, and is seen below.
+            self._loop.run_until_complete(asyncio.sleep(0))
             self._loop.run_until_complete(self._unwind())
             self._loop.close()
 
@@ -54,6 +61,7 @@ class Bridge:
     def stop(self) -> None:
         """Cancel what is left and end the thread; blocks for some seconds at most."""
         if not self._started:
+            self._stopped = True
             self._loop.close()
             return
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -62,7 +70,7 @@ class Bridge:
     async def run(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """The result of `await function(*args)` in the asyncio loop; its exceptions pass through.
 
-        For the trio loop only.
+        For the trio loop only. Raises RuntimeError when the bridge has been stopped.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         token = trio.lowlevel.current_trio_token()
@@ -80,7 +88,7 @@ class Bridge:
                 if cancelled:
                     result = outcome.capture(cancelled[0])
                 else:
-                    result = outcome.Error(RuntimeError("the asyncio side has been stopped"))
+                    result = outcome.Error(RuntimeError(_STOPPED))
             elif (error := task.exception()) is not None:
                 result = outcome.Error(error)
             else:
@@ -98,10 +106,15 @@ class Bridge:
 
         def abort(raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
             cancelled.append(raise_cancel)
-            # Behind `begin` in the queue: the task is there.
-            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108
+            with self._lock:
+                if not self._stopped:  # else the task is being cancelled as all are
+                    # Behind `begin` in the queue: the task is there.
+                    self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108
             return trio.lowlevel.Abort.FAILED
 
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError(_STOPPED)
+            self._loop.call_soon_threadsafe(begin)
         self.running += 1
-        self._loop.call_soon_threadsafe(begin)
         return cast("T", await trio.lowlevel.wait_task_rescheduled(abort))
