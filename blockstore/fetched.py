@@ -6,19 +6,23 @@ synced; each record is verified when it is read. A cache that cannot be opened i
 open the store: storing into it tries again and raises what is wrong.
 
 Locks, in this order: `_evicting` (one step of the hand at a time), `_opening`, then those of
-`fetched_writer` and of the index. None of the store's is taken while one of these is held.
+`fetched_writer` and of the index. Under them own data is looked up, which takes no lock of the
+store but its index's; no lock of the store is held when one of these is taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from blockstore.check import CheckResult
 from blockstore.codec import Codec, Encoder
 from blockstore.disk import Disk
 from blockstore.errors import OrbitError, StorageFailed, StorageFull
+from blockstore.eviction import EvictStep, Hand, Pinned
+from blockstore.fetched_check import check_fetched, damaged_blocks
 from blockstore.fetched_index import FetchedIndex
 from blockstore.fetched_opening import (
     FETCHED_FOLDER,
@@ -36,6 +40,10 @@ from blockstore.reader import PackFiles, Reader
 from blockstore.writer import Record, chunk_record
 
 RUN_BYTES_MAX = MAX_BLOCK + RECORD_BYTES
+_STEPS_MAX = 64  # of the hand, before a caller who stores is told that there is no room
+
+Owned = Callable[[Iterable[ChunkId]], Collection[ChunkId]]
+"""Returns those of some blocks that own data has."""
 
 
 class Series:
@@ -102,21 +110,30 @@ class Fetched:
     """The cache. Safe to use from several threads."""
 
     def __init__(
-        self, disk: Disk, folder: Path, identity: Identity, options: FetchedOptions
+        self,
+        disk: Disk,
+        folder: Path,
+        identity: Identity,
+        options: FetchedOptions,
+        owned: Owned,
     ) -> None:
         self._disk = disk
         self._folder = folder
         self._identity = identity
         self._options = options
+        self._owned = owned
+        self.pinned: Pinned = lambda _ids: ()
         self._encoder = Encoder(options.codec, 1)
         self._opening = threading.Lock()
         self._series: Series | None = None
+        self._hand: Hand | None = None  # set before `_series`
         self._closed = False
         self._counts_lock = threading.Lock()
         self._put_blocks = 0
         self._hits = 0
         self._dropped = 0
         self._refused = 0
+        self._voided = 0
         if disk.exists(folder / FETCHED_FOLDER):
             # Whatever is wrong is raised by the first put(): own data does not need the cache.
             with contextlib.suppress(OrbitError):
@@ -131,6 +148,7 @@ class Fetched:
                     if self._closed:
                         raise StorageFailed(f"the store in {self._folder} is closed")
                     series = Series(self._disk, self._folder, self._identity, self._options)
+                    self._hand = Hand(self._disk, series, self._options, self._owned)
                     self._series = series
         return series
 
@@ -146,6 +164,7 @@ class Fetched:
         with self._counts_lock:
             self._put_blocks += len(blocks)
         known = series.locate(blocks)
+        self._use(known.values())
         fresh = [(name, data) for name, data in blocks.items() if name not in known]
         if not fresh:
             return
@@ -159,17 +178,22 @@ class Fetched:
         return chunk_record(name, len(data), codec, payload)
 
     def _make_room(self, series: Series, size: int) -> None:
-        """Raise StorageFull unless the limits leave room for `size` bytes."""
-        options = self._options
-        excess = series.writer.bytes + size - options.bytes_max - options.slack_bytes
-        missing = options.free_bytes_floor + size - self._disk.free_bytes(series.folder)
-        if max(excess, missing) > 0:
-            with self._counts_lock:
-                self._refused += 1
-            raise StorageFull(
-                f"{series.folder} is full and nothing in it can go: allow it more space or unpin "
-                "something"
-            )
+        """Evict where evict_step() is not called often enough; StorageFull if that is futile."""
+        options, hand = self._options, self._hand
+        assert hand is not None
+        for _ in range(_STEPS_MAX):
+            excess = series.writer.bytes + size - options.bytes_max - options.slack_bytes
+            missing = options.free_bytes_floor + size - self._disk.free_bytes(series.folder)
+            if max(excess, missing) <= 0:
+                return
+            if not hand.step(self.pinned, size).freed_bytes and hand.stuck:
+                break
+        with self._counts_lock:
+            self._refused += 1
+        raise StorageFull(
+            f"{series.folder} is full and nothing in it can go: allow it more space, free some on "
+            "that disk, or unpin something"
+        )
 
     # ---- reading ----
 
@@ -196,6 +220,7 @@ class Fetched:
                 break
             chunks, damaged = self._read(series, places)
             found.update((name, chunks[name]) for name in places if name in chunks)
+            self._use(place for name, place in places.items() if name in chunks)
             self._drop(series, damaged)
             # Their pack was evicted while we looked: they may have been carried forward.
             wanted = [name for name in places if name not in chunks and name not in damaged]
@@ -233,9 +258,14 @@ class Fetched:
             return None
         data = series.reader.read_nowait(place).get(name)
         if data is not None:
+            self._use([place])
             with self._counts_lock:
                 self._hits += 1
         return data
+
+    def _use(self, places: Iterable[Location]) -> None:
+        if self._hand is not None:
+            self._hand.used.mark(places)
 
     def _drop(self, series: Series, damaged: Mapping[ChunkId, Location]) -> None:
         if damaged:
@@ -245,13 +275,58 @@ class Fetched:
             with self._counts_lock:
                 self._dropped += len(damaged)
 
+    # ---- making room ----
+
+    def evict(self, ids: Sequence[ChunkId]) -> int:
+        """Forget blocks; return how many were here. Their space comes back with evict_step()."""
+        series, hand = self._series, self._hand
+        if series is None or hand is None:
+            return 0
+        with hand.lock:  # or a block that is being carried forward would come back
+            count = series.index.void(series.locate(ids).values())
+        hand.stuck = False
+        with self._counts_lock:
+            self._voided += count
+        return count
+
+    def evict_step(self) -> EvictStep:
+        """Deal with one pack, if the limits are exceeded or a pack is mostly evicted blocks."""
+        hand = self._hand
+        return EvictStep(0, False) if hand is None else hand.step(self.pinned)
+
+    def give_way(self) -> bool:
+        """Free some space for own data, whatever the limits say; False when nothing may go."""
+        series, hand = self._series, self._hand
+        if series is None or hand is None:
+            return False
+        for _ in range(_STEPS_MAX):
+            need = self._disk.free_bytes(series.folder) + 1
+            if hand.step(self.pinned, need).freed_bytes:
+                return True
+            if hand.stuck:
+                break
+        return False
+
     # ---- state ----
+
+    def check(self, *, data: bool) -> Iterator[CheckResult]:
+        """Check the files of the cache; with `data` read all blocks and drop damaged ones."""
+        series, hand = self._series, self._hand
+        if series is None or hand is None:
+            return
+        with hand.lock:  # or its file may go meanwhile
+            results = list(check_fetched(self._disk, series))
+        yield from results
+        if data:
+            for pack in sorted(series.index.packs):
+                with hand.lock:
+                    self._drop(series, damaged_blocks(series, pack))
 
     def stats(self) -> FetchedStats:
         """Return counters; costs no I/O."""
-        series = self._series
-        if series is None:
-            return FetchedStats()
+        series, hand = self._series, self._hand
+        if series is None or hand is None:
+            return FetchedStats(refused=self._refused)
         packs, blocks = series.writer.counts()
         known = series.index.packs
         voids = sum(series.index.void_counts().values())
@@ -265,7 +340,9 @@ class Fetched:
                 new_blocks=series.writer.appended_blocks,
                 new_bytes=series.writer.appended_bytes,
                 hits=self._hits,
-                dropped=self._dropped,
+                dropped=self._dropped + hand.counts.damaged,
+                evicted=self._voided + hand.counts.evicted,
+                carried=hand.counts.carried,
                 refused=self._refused,
             )
 

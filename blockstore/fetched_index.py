@@ -88,10 +88,15 @@ class FetchedIndex(Index):
         """Drop packs and their voids, before their files are removed or because they are gone.
 
         One transaction, and not a durable one: a power cut may bring back both rows and file, or
-        the rows alone, which the next start drops.
+        the rows alone, which the next start drops. So does a kill, where StorageFull or
+        StorageFailed is raised; readers see no row of theirs in any case.
         """
         gone = set(packs)
         with self._db.lock:
+            kept = {number: row for number, row in self._view.packs.items() if number not in gone}
+            self._view = replace(self._view, packs=kept)
+            for pack in packs:
+                self._voids.pop(pack, None)
             with self._db.changing():
                 self._writer.execute(
                     "UPDATE meta SET value = max(value, ?) WHERE key = 'next_pack'",
@@ -102,10 +107,6 @@ class FetchedIndex(Index):
                         f"DELETE FROM {table} WHERE {column} = ?",  # noqa: S608 (names of our own)
                         [(pack,) for pack in packs],
                     )
-            kept = {number: row for number, row in self._view.packs.items() if number not in gone}
-            self._view = replace(self._view, packs=kept)
-            for pack in packs:
-                self._voids.pop(pack, None)
 
 
 def _dumped(offsets: array[int]) -> bytes:

@@ -94,6 +94,42 @@ class FetchedWriter:
         """Size of all packs of the series."""
         return self._bytes
 
+    @property
+    def next_pack(self) -> PackId:
+        """Number the next pack will get."""
+        return self._next_pack
+
+    @property
+    def open_pack(self) -> PackId | None:
+        """Number of the pack that takes blocks."""
+        opened = self._open
+        return None if opened is None else opened.number
+
+    def ready_packs(self) -> dict[PackId, PackRow]:
+        """Return the packs that take no more blocks and that the index does not know yet."""
+        with self._lock:
+            return {row.number: row for row in self._ready_packs}
+
+    def forget(self, pack: PackId) -> None:
+        """Never tell the index of a pack that is about to be removed."""
+        with self._telling, self._lock:
+            rest = [row for row in self._ready_packs if row.number != pack]
+            if len(rest) < len(self._ready_packs):
+                self._ready_packs = rest
+                for names in (self._ready, self.pending):
+                    for name in [name for name, place in names.items() if place.pack == pack]:
+                        del names[name]
+
+    def end_open(self) -> None:
+        """Let the open pack take no more blocks, without a table if the disk has no room for it."""
+        with self._lock:
+            pack = self._open
+            if pack is not None and pack.entries:
+                try:
+                    self._seal(pack)
+                except OrbitError:
+                    self._end(pack, pack.end)  # whoever needs the table scans the pack instead
+
     def unlinked(self, size: int) -> None:
         """Note that a pack is gone."""
         with self._lock:
@@ -207,11 +243,12 @@ class FetchedWriter:
         seal = encode_seal(pack.entries, pack.end, pack.salt)
         self._write(pack, [seal])
         self._bytes += len(seal)
+        self._end(pack, pack.end + len(seal))
+
+    def _end(self, pack: OpenPack, size: int) -> None:
         self._open = None
         self._ready.update((entry.id, entry.location(pack.number)) for entry in pack.entries)
-        self._ready_packs.append(
-            PackRow(pack.number, pack.end + len(seal), len(pack.entries), PackState.SEALED)
-        )
+        self._ready_packs.append(PackRow(pack.number, size, len(pack.entries), PackState.SEALED))
         with contextlib.suppress(OrbitError):
             pack.file.close()
 

@@ -24,7 +24,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from blockstore.check import Checker, CheckResult
 from blockstore.chunker import Chunker
@@ -32,7 +32,8 @@ from blockstore.codec import Encoder
 from blockstore.collect import SMALL_PART, Collection, CollectReport, pack_uses, plan_collection
 from blockstore.dedup import Dedup
 from blockstore.disk import Disk, DiskFile, OsDisk
-from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError
+from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFull
+from blockstore.eviction import EvictStep, Pinned
 from blockstore.fetched import Fetched
 from blockstore.grouping import records_of
 from blockstore.ids import (
@@ -68,6 +69,7 @@ __all__ = ["ROOTS_KEPT", "BlockStore", "RootRecord", "StoreOptions", "StoreStats
 
 ROOTS_KEPT = 3
 _ASKED_MAX = 1_024
+_T = TypeVar("_T")
 
 
 class RootRecord(NamedTuple):
@@ -136,7 +138,7 @@ class BlockStore:
         self._new_chunks = 0
         self._dedup_hits = 0
         self._collect_lock = threading.Lock()
-        self._fetched = Fetched(disk, folder, identity, options.fetched)
+        self._fetched = Fetched(disk, folder, identity, options.fetched, self._owned)
         self._closed = False
         self._barrier = PackId(0)  # packs below it may be collected
 
@@ -197,7 +199,7 @@ class BlockStore:
             total += size
             ids.append(chunk_id(chunk))
         with self._dedup.putting(ids):
-            new = self._store_new(ids, chunks)
+            new = self._making_room(lambda: self._store_new(ids, chunks))
         with self._counts_lock:
             self._put_chunks += len(ids)
             self._put_bytes += total
@@ -232,7 +234,7 @@ class BlockStore:
 
         Raises StorageFull or StorageFailed, and keeps failing until all is durable.
         """
-        self._writer.sync()
+        self._making_room(self._writer.sync)
 
     def ingest(self, stream: BinaryIO, workers: int = 2) -> list[tuple[ChunkId, int]]:
         """Cut and store a stream; return its chunks' ids and lengths in order. Not yet durable."""
@@ -258,9 +260,13 @@ class BlockStore:
         damaged = [named[name] for name in self._dedup.damaged.keys() & named.keys()]
         if damaged:
             self.put(damaged)
-        owned = self.locate(named)
+        owned = self._owned(named)
         self._fetched.put({name: data for name, data in named.items() if name not in owned})
         return ids
+
+    def _owned(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
+        """Return what own data has, as far as is known."""
+        return self.locate(ids).keys() - self._dedup.damaged.keys()
 
     def remember(self, chunk_id: ChunkId, data: bytes) -> None:
         """Keep verified bytes in the cache of decoded chunks: they are about to be read."""
@@ -271,9 +277,40 @@ class BlockStore:
 
         A block that is told to be resident may be evicted, or prove damaged, before it is read.
         """
-        owned = self.locate(ids).keys() - self._dedup.damaged.keys()
+        owned = self._owned(ids)
         fetched = self._fetched.resident(name for name in ids if name not in owned)
         return [name in owned or name in fetched for name in ids]
+
+    def set_pinned(self, pinned: Pinned) -> None:
+        """Have eviction ask `pinned` which blocks of a pack must stay.
+
+        It is called in whatever thread makes room: that of evict_step(), put_fetched(), put() or
+        sync(), some hundred ids at a time.
+        """
+        self._fetched.pinned = pinned
+
+    def evict(self, ids: Sequence[ChunkId]) -> int:
+        """Forget fetched blocks, pinned or not; return how many there were. For worker threads.
+
+        They are not resident from now on. Raises StorageFull and StorageFailed when that could not
+        be noted for the next start.
+        """
+        owned = self._owned(ids)
+        self._cache.discard(name for name in ids if name not in owned)
+        return self._fetched.evict(ids)
+
+    def evict_step(self) -> EvictStep:
+        """Let the cache shrink to its limits by one pack; for a worker thread, while `more`."""
+        return self._fetched.evict_step()
+
+    def _making_room(self, do: Callable[[], _T]) -> _T:
+        """Repeat what the disk has no room for as long as the cache can give way."""
+        while True:
+            try:
+                return do()
+            except StorageFull:
+                if not self._fetched.give_way():
+                    raise
 
     # ---- reading ----
 
@@ -424,7 +461,8 @@ class BlockStore:
         self.sync()
         with self._root_lock:
             seq = self._root_seq + 1
-            self._writer.append([root_record(seq.to_bytes(ROOT_SEQ_BYTES, "little") + payload)])
+            record = root_record(seq.to_bytes(ROOT_SEQ_BYTES, "little") + payload)
+            self._making_room(lambda: self._writer.append([record]))
             self._root_seq = seq
 
     def roots(self) -> list[RootRecord]:
@@ -542,7 +580,7 @@ class BlockStore:
         names = [ChunkId(name) for result in results for name in result.damaged]
         places = self._index.lookup(names)
         self._dedup.report_damaged({name: place.pack for name, place in places.items()})
-        return results
+        return [*results, *self._fetched.check(data=data)]
 
     # ---- state ----
 
