@@ -65,6 +65,7 @@ class Entry:
     target: bytes | None = None  # symlinks: as the remote has it, not followed
     etag: str = ""
     checksum: Checksum | None = None
+    exact: bool = True  # False: the size is right, the time is a listing's: `stat` before reading
     metadata: Mapping[str, bytes] = field(default_factory=dict)  # user metadata, content-type
 
     @property
@@ -74,8 +75,8 @@ class Entry:
 
     @property
     def version(self) -> Version:
-        """The state that this entry describes."""
-        return Version(self.size, self.etag, self.mtime_ns or 0)
+        """The state that this entry describes; by its size alone where it is not exact."""
+        return Version(self.size, self.etag, (self.mtime_ns or 0) if self.exact else 0)
 
 
 @dataclass(frozen=True, slots=True)
