@@ -24,8 +24,8 @@ class RemotePolicy:
     # Leaving a host alone (breaker.py): both must be reached, so that a server may restart.
     breaker_failures: int = 5  # in a row
     breaker_after_s: float = 10.0  # since the first of them was asked
-    breaker_pause_s: float = 5.0  # doubles while probes fail
-    breaker_pause_max_s: float = 60.0
+    breaker_pause_s: float = 2.0  # doubles while probes fail
+    breaker_pause_max_s: float = 15.0
 
     # Sharing (limits.py).
     connections_max: int = 16  # calls of one remote at a time

@@ -63,8 +63,10 @@ def next_wait_s(
 
     `attempt` have failed, `garbled` of them by Garbled, `left_s` is what remains of the deadline.
     """
-    if not isinstance(error, TRANSIENT) or isinstance(error, NotTried):
+    if not isinstance(error, TRANSIENT):
         return None
+    if isinstance(error, NotTried) and attempt == 1:
+        return None  # who comes while the host is left alone is told at once; others wait it out
     if attempt >= policy.attempts_max:
         return None
     if isinstance(error, Garbled) and garbled >= policy.garbled_max:
@@ -126,14 +128,24 @@ class Retrying(Wrapper):
         give_up_at = scope.deadline
         doubt = False  # an earlier attempt may have been done
 
-        async def look() -> tuple[T] | None:
-            return await happened() if doubt and happened is not None else None
+        async def attempt() -> T:
+            if happened is None or not doubt:
+                return await call.go()
+            if (done := await happened()) is not None:
+                return done[0]
+            try:
+                return await call.go()
+            except TRANSIENT:
+                raise
+            except RemoteError:
+                # Missing, say: what was cut off has arrived late, and renamed it after all.
+                if (done := await happened()) is not None:
+                    return done[0]
+                raise
 
         while True:
             try:
-                if (done := await look()) is not None:
-                    return done[0]
-                return await call.go()
+                return await attempt()
             except TRANSIENT as error:
                 failures.append(error)
                 # With a write, the clock starts when it fails first.
@@ -141,12 +153,7 @@ class Retrying(Wrapper):
                 wait_s = self._next_wait_s(failures, give_up_at)
                 if wait_s is None or (call.verb is Verb.LIST and handed.once):
                     raise
-                doubt |= not isinstance(error, Busy)
-            except RemoteError:
-                # Missing, say, where an attempt that was cut off has renamed it after all.
-                if (done := await look()) is not None:
-                    return done[0]
-                raise
+                doubt |= not isinstance(error, Busy | NotTried)
             self.retries += 1
             await trio.sleep(wait_s)
 
