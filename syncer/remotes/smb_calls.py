@@ -47,7 +47,9 @@ from syncer.remotes.smb_status import (
 from syncer.remotes.smb_wire import Found
 
 _LISTING_BYTES = 1 << 20  # of one answer: some 6,000 entries
-_PART_BYTES = 1 << 20  # of one read or write
+# Of one read or write. 8 MiB read in parts of 256 KiB, 512 KiB, 1, 4, 8 MiB over loopback, signed:
+# 297, 547, 625, 354, 276 MB/s.
+_PART_BYTES = 1 << 20
 _PARTS_AHEAD = 8
 _FIRST_BYTES = 1 << 20  # what read_whole asks for before it knows the size
 _REPARSE_BYTES = 16 << 10  # MS-FSCC 2.1.2: no reparse data is longer

@@ -46,9 +46,15 @@ class Threads:
             raise
 
     async def drain(self, limit_s: float) -> bool:
-        """Take no calls any more and wait for the last; False if some did not end in time."""
-        with trio.move_on_after(limit_s, shield=True):
-            for _ in range(int(self._limiter.total_tokens)):
-                await self._limiter.acquire_on_behalf_of(object())
-            return True
-        return False
+        """Wait until no call runs; False if some did not end in time."""
+        places = [object() for _ in range(int(self._limiter.total_tokens))]
+        taken = 0
+        try:
+            with trio.move_on_after(limit_s, shield=True):
+                for place in places:
+                    await self._limiter.acquire_on_behalf_of(place)
+                    taken += 1
+        finally:
+            for place in places[:taken]:
+                self._limiter.release_on_behalf_of(place)
+        return taken == len(places)
