@@ -14,7 +14,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from blockstore.errors import OrbitError
+from ghostd.config_projections import (
+    PROJECTION,
+    PROJECTION_DOCS,
+    ConfigError,
+    ProjectionConfig,
+    parse_projections,
+    projections_toml,
+)
 from ghostd.knobs import (
     GIB,
     MIB,
@@ -26,11 +33,8 @@ from ghostd.knobs import (
     format_size,
     int_knob,
     size_knob,
+    text_knob,
 )
-
-
-class ConfigError(OrbitError):
-    """A configuration that cannot be used: where, which key, and what is allowed there."""
 
 
 def _is_root() -> bool:
@@ -122,6 +126,59 @@ class ReadConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RemotesConfig:
+    """Projections: their cache, and the patience with remotes. Rates of 0 mean: no limit."""
+
+    cache_bytes_max: int = size_knob(
+        10 * GIB,
+        "Disk space for fetched blocks; the least used ones go.",
+        low=64 * MIB,
+        high=64 * TIB,
+    )
+    cache_free_floor_bytes: int = size_knob(
+        GIB, "Free space in the state folder that the cache leaves alone.", low=0, high=TIB
+    )
+    cache_compression: str = choice_knob("none", "Codec of fetched blocks.", "none", "lz4", "zstd")
+    read_ahead_bytes_max: int = size_knob(
+        32 * MIB, "Fetched ahead of a sequential reader, at most.", low=0, high=GIB
+    )
+    request_bytes_max: int = size_knob(
+        8 * MIB, "Neighbouring blocks asked for at once, at most.", low=MIB, high=256 * MIB
+    )
+    connections_max: int = int_knob(16, "Requests to one remote at a time.", low=1, high=1_024)
+    listing_deadline_s: float = float_knob(
+        30.0, "A first listing that makes no progress for so long fails.", low=1.0, high=600.0
+    )
+    stale_wait_s: float = float_knob(
+        2.0,
+        "So long is waited for a listing to be renewed; then the old one is shown.",
+        low=0.0,
+        high=600.0,
+    )
+    attempt_timeout_s: float = float_knob(
+        15.0, "One request to a remote is given up after this.", low=0.5, high=600.0
+    )
+    attempts_max: int = int_knob(12, "Tries of one request.", low=1, high=100)
+    backoff_s: float = float_knob(
+        0.2, "Before the second try; doubles from one to the next.", low=0.001, high=60.0
+    )
+    backoff_max_s: float = float_knob(5.0, "Between two tries, at most.", low=0.001, high=600.0)
+    breaker_failures: int = int_knob(
+        5, "Failures in a row after which a host is left alone.", low=1, high=1_000
+    )
+    breaker_pause_s: float = float_knob(
+        5.0, "How long at first; doubles while it stays silent.", low=0.1, high=600.0
+    )
+    breaker_pause_max_s: float = float_knob(60.0, "How long at most.", low=0.1, high=3_600.0)
+    requests_per_s: float = float_knob(0.0, "Requests to one host.", low=0.0, high=1e6)
+    read_bytes_per_s: int = size_knob(0, "Read from one host, bytes a second.", low=0, high=TIB)
+    write_bytes_per_s: int = size_knob(0, "Written to one host, bytes a second.", low=0, high=TIB)
+    credentials: str = text_knob(
+        "", "Credentials file, mode 0600; empty: ~/.config/orbit/credentials.toml."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryConfig:
     """Bounds of what is kept of the namespace in memory."""
 
@@ -159,8 +216,10 @@ class Config:
     mount: MountConfig = field(default_factory=MountConfig)
     write: WriteConfig = field(default_factory=WriteConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
+    remotes: RemotesConfig = field(default_factory=RemotesConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    projections: tuple[ProjectionConfig, ...] = ()  # [[projection]] in the file
 
 
 SECTIONS: dict[str, type[Any]] = {
@@ -168,6 +227,7 @@ SECTIONS: dict[str, type[Any]] = {
     "mount": MountConfig,
     "write": WriteConfig,
     "read": ReadConfig,
+    "remotes": RemotesConfig,
     "memory": MemoryConfig,
     "telemetry": TelemetryConfig,
 }
@@ -198,11 +258,14 @@ def config_path(flag: Path | None, env: Mapping[str, str] = os.environ) -> Path 
 def load_config(flag: Path | None = None, env: Mapping[str, str] = os.environ) -> Config:
     """Read the file (if one is named) and the environment. Raises ConfigError."""
     path = config_path(flag, env)
-    chosen = {} if path is None else _checked(_read_toml(path), str(path))
+    tables = {} if path is None else _read_toml(path)
+    projections = parse_projections(tables.pop(PROJECTION, []), str(path))
+    chosen = _checked(tables, str(path))
     for name, (section, key) in ENV.items():
         if text := env.get(name, "").strip().lower():
             chosen.setdefault(section, {})[key] = _parsed(section, key, text, f"${name}")
-    return Config(**{section: SECTIONS[section](**keys) for section, keys in chosen.items()})
+    sections = {section: SECTIONS[section](**keys) for section, keys in chosen.items()}
+    return Config(**sections, projections=projections)
 
 
 def _read_toml(path: Path) -> dict[str, object]:
@@ -276,7 +339,7 @@ def show_config(config: Config) -> str:
             lines += ([""] if lines else []) + [f"[{section}]"]
             previous = section
         lines.append(f"{key} = {_toml(knob, getattr(getattr(config, section), key))}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + projections_toml(config.projections)) + "\n"
 
 
 def describe_knobs() -> str:
@@ -308,6 +371,7 @@ def describe_knobs() -> str:
             previous = section
         shown = knob.default_text or f"`{_toml(knob, default)}`"
         lines.append(f"| `{key}` | {shown} | {knob.allowed()} | {knob.about} |")
+    lines += PROJECTION_DOCS
     return "\n".join(lines) + "\n"
 
 

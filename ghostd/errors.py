@@ -68,3 +68,19 @@ class NotSupported(FilesystemError):
 
 class StaleHandle(FilesystemError):
     """The inode number names nothing (any more)."""
+
+
+class ReadOnly(FilesystemError):
+    """The file lies in a projection that takes no changes."""
+
+
+class OtherProjection(FilesystemError):
+    """Two places that no rename or link may join: copy instead."""
+
+
+class ProjectionRoot(FilesystemError):
+    """The root of a projection goes with `orbit-ctl unproject` only."""
+
+
+class RemoteVersionGone(FilesystemError):
+    """The remote has another version now, and the block was not here: open the file again."""

@@ -28,10 +28,13 @@ from ghostd.errors import (
     NotFound,
     NotPermitted,
     NotSupported,
+    OtherProjection,
+    ProjectionRoot,
+    ReadOnly,
     TooManyLinks,
 )
 from ghostd.filemap import SIZE_MAX
-from ghostd.inodes import ROOT_INO, Inode
+from ghostd.inodes import FLAG_LOCAL, FLAG_XATTRS, ROOT_INO, Inode
 from ghostd.reader import Reader
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
@@ -108,12 +111,31 @@ class Filesystem:
         *,
         groups_of: Callable[[int], set[int]],
         now_ns: Callable[[], int] = _kernel_now_ns,
+        takes_changes: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self.tree = tree
         self.writeback = writeback
         self.reader = reader
         self._groups_of = groups_of
         self._now_ns = now_ns
+        self._takes_changes = takes_changes  # of a projection
+
+    # --- projections ---------------------------------------------------------------------------
+
+    def _check_writable(self, inode: Inode) -> None:
+        if inode.projection and not self._takes_changes(inode.projection):
+            raise ReadOnly
+
+    def _change(self, inode: Inode) -> None:
+        """The inode is about to be changed; a listing of its remote leaves it alone from now on."""
+        if inode.projection:
+            self._check_writable(inode)
+            inode.flags |= FLAG_LOCAL
+
+    def _hide(self, directory: Inode, name: bytes) -> None:
+        """What the remote has under this name is not shown any more."""
+        if directory.projection and self.tree.remote.dirs.get(directory.ino) is not None:
+            self.tree.remote.hidden.set((directory.ino, name), True)
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -149,7 +171,12 @@ class Filesystem:
         return inode.target
 
     def accessed(self, inode: Inode) -> None:
-        """relatime: the access time moves when it is older than the last change, or than a day."""
+        """relatime: the access time moves when it is older than the last change, or than a day.
+
+        Not in projections: there times are the remote's.
+        """
+        if inode.projection:
+            return
         now = self._now_ns()
         atime = inode.atime_ns
         if atime <= inode.mtime_ns or atime <= inode.ctime_ns or now - atime > _DAY_NS:
@@ -191,6 +218,7 @@ class Filesystem:
             raise NotFound
         if name in (b".", b"..") or self.tree.find(parent, name) is not None:
             raise AlreadyExists
+        self._check_writable(directory)
         self.writeback.check_space(0)
         is_dir = stat.S_ISDIR(mode)
         now = self._now_ns()
@@ -216,7 +244,9 @@ class Filesystem:
             parent=parent if is_dir else 0,
             target=target,
             now_ns=now,
+            projection=directory.projection,
         )
+        self._change(inode)
         if default is not None:
             if not acl.minimal(access):
                 self.tree.set_xattr(inode, acl.ACCESS, acl.encode(access))
@@ -251,6 +281,9 @@ class Filesystem:
             raise TooManyLinks
         if self.tree.find(parent, name) is not None:
             raise AlreadyExists
+        if inode.projection != directory.projection:
+            raise OtherProjection
+        self._change(inode)
         self.writeback.check_space(0)
         now = self._now_ns()
         inode.nlink += 1
@@ -265,7 +298,9 @@ class Filesystem:
         directory, inode = self._entry(parent, name)
         if inode.is_dir:
             raise IsADirectory
+        self._check_removable(directory, inode)
         now = self._now_ns()
+        self._hide(directory, name)
         self.tree.drop_name(parent, name)
         self._entries_changed(directory, now, entries=-1, subdirectories=0)
         self._name_lost(inode, now)
@@ -278,6 +313,11 @@ class Filesystem:
         if found is None:
             raise NotFound
         return directory, self.tree.inode(found[1])
+
+    def _check_removable(self, directory: Inode, inode: Inode) -> None:
+        if inode.projection != directory.projection:
+            raise ProjectionRoot
+        self._check_writable(directory)
 
     def _name_lost(self, inode: Inode, now: int) -> None:
         inode.nlink = 0 if inode.is_dir else inode.nlink - 1
@@ -298,9 +338,11 @@ class Filesystem:
         directory, inode = self._entry(parent, name)
         if not inode.is_dir:
             raise NotADirectory
+        self._check_removable(directory, inode)
         if inode.children:
             raise DirectoryNotEmpty
         now = self._now_ns()
+        self._hide(directory, name)
         self.tree.drop_name(parent, name)
         self._entries_changed(directory, now, entries=-1, subdirectories=-1)
         self._name_lost(inode, now)
@@ -316,12 +358,7 @@ class Filesystem:
             raise InvalidArgument
         source_dir, inode = self._entry(parent, name)
         target_dir = self._directory(new_parent)
-        if len(new_name) > NAME_MAX:
-            raise NameTooLong
-        if target_dir.nlink == 0:
-            raise NotFound
-        if inode.is_dir and new_parent != parent and self._below(target_dir, inode):
-            raise InvalidArgument
+        self._check_movable(source_dir, inode, target_dir, new_name)
         source, target = _Place(source_dir, name), _Place(target_dir, new_name)
         found = self.tree.find(new_parent, new_name)
         if found is None:
@@ -332,6 +369,7 @@ class Filesystem:
         if flags & RENAME_NOREPLACE:
             raise AlreadyExists
         other = self.tree.inode(found[1])
+        self._check_removable(target_dir, other)
         if flags & RENAME_EXCHANGE:
             if other.is_dir and new_parent != parent and self._below(source_dir, other):
                 raise InvalidArgument
@@ -346,6 +384,19 @@ class Filesystem:
                 target_dir, now, entries=-1, subdirectories=-1 if other.is_dir else 0
             )
             self._name_lost(other, now)
+
+    def _check_movable(
+        self, source_dir: Inode, inode: Inode, target_dir: Inode, new_name: bytes
+    ) -> None:
+        if len(new_name) > NAME_MAX:
+            raise NameTooLong
+        if target_dir.nlink == 0:
+            raise NotFound
+        if inode.is_dir and target_dir is not source_dir and self._below(target_dir, inode):
+            raise InvalidArgument
+        if source_dir.projection != target_dir.projection:
+            raise OtherProjection
+        self._check_removable(source_dir, inode)
 
     @staticmethod
     def _check_replaceable(inode: Inode, other: Inode) -> None:
@@ -367,6 +418,8 @@ class Filesystem:
     def _move(self, inode: Inode, source: _Place, target: _Place, *, cookie: int) -> None:
         now = self._now_ns()
         subdirectories = 1 if inode.is_dir else 0
+        self._change(inode)
+        self._hide(source.directory, source.name)
         self.tree.drop_name(source.directory.ino, source.name)
         # A replaced name keeps its place in listings, so that one under way shows it once.
         self.tree.set_name(target.directory.ino, target.name, inode.ino, cookie)
@@ -382,6 +435,7 @@ class Filesystem:
         for (directory, name), newcomer in ((source, other), (target, inode)):
             found = self.tree.find(directory.ino, name)
             assert found is not None
+            self._change(newcomer)
             self.tree.set_name(directory.ino, name, newcomer.ino, found[0])
             if newcomer.is_dir:
                 newcomer.parent = directory.ino
@@ -396,6 +450,7 @@ class Filesystem:
     def setattr(self, ino: int, changes: AttributeChanges) -> Inode:
         """Change attributes; a size truncates or extends. The kernel has checked permissions."""
         inode = self.tree.inode(ino)
+        self._change(inode)
         now = self._now_ns()
         if changes.size is not None:
             self._truncate(inode, changes.size, now)
@@ -415,7 +470,7 @@ class Filesystem:
         return inode
 
     def _mode_to_acl(self, inode: Inode) -> None:
-        if not inode.flags:
+        if not inode.flags & FLAG_XATTRS:
             return
         access = self.tree.xattrs(inode).get(acl.ACCESS)
         if access is not None:
@@ -433,6 +488,7 @@ class Filesystem:
             content = self.tree.content(inode)
             unstored = content.unstored
             inode.allocated = content.truncate(size, inode.allocated)
+            inode.base_end = min(inode.base_end, size)
             self.tree.touch_content(inode, unstored)
             self.writeback.freed()
         if size != inode.size:
@@ -441,12 +497,15 @@ class Filesystem:
 
     # --- open files ----------------------------------------------------------------------------
 
-    def open(self, ino: int, *, truncate: bool = False) -> Inode:
-        """Keep the inode while it is open."""
+    def open(self, ino: int, *, writing: bool = False, truncate: bool = False) -> Inode:
+        """Keep the inode while it is open. Raises ReadOnly."""
         inode = self.tree.inode(ino)
         if inode.is_dir:
             raise IsADirectory
+        if writing:
+            self._check_writable(inode)
         if truncate:
+            self._change(inode)
             now = self._now_ns()
             self._truncate(inode, 0, now)
             inode.mtime_ns = inode.ctime_ns = now
@@ -483,6 +542,7 @@ class Filesystem:
             raise FileTooLarge
         await self.writeback.room(len(data))
         inode = self.tree.inode(ino)
+        self._change(inode)
         content = self.tree.content(inode)
         unstored = content.unstored
         inode.allocated += content.write(offset, data)
@@ -510,7 +570,7 @@ class Filesystem:
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """The value of an attribute. Raises NoAttribute."""
         inode = self.tree.inode(ino)
-        if not inode.flags:
+        if not inode.flags & FLAG_XATTRS:
             raise NoAttribute
         value = self.tree.xattrs(inode).get(name)
         if value is None:
@@ -520,7 +580,7 @@ class Filesystem:
     def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
         """The names of the attributes; those of `trusted.` for root only."""
         inode = self.tree.inode(ino)
-        if not inode.flags:
+        if not inode.flags & FLAG_XATTRS:
             return []
         names = self.tree.xattrs(inode)
         return [n for n in names if caller.uid == 0 or not n.startswith(b"trusted.")]
@@ -540,6 +600,7 @@ class Filesystem:
         values_size = sum(len(v) for n, v in attributes.items() if n != name) + len(value)
         if names_size > XATTR_LIST_MAX or values_size > XATTR_TOTAL_MAX:
             raise AttributeTooLarge
+        self._change(inode)
         self.writeback.check_space(len(value))
         self.tree.set_xattr(inode, name, value)
         inode.ctime_ns = self._now_ns()
@@ -553,6 +614,7 @@ class Filesystem:
             entries = acl.decode(value)
         except ValueError as error:
             raise InvalidArgument from error
+        self._change(inode)
         keep = bool(entries)
         if name == acl.ACCESS and entries:
             inode.mode = acl.mode_of(entries, inode.mode)
@@ -571,5 +633,6 @@ class Filesystem:
             if name in (acl.ACCESS, acl.DEFAULT):
                 return  # no list is what was asked for; other filesystems agree
             raise NoAttribute
+        self._change(inode)
         self.tree.set_xattr(inode, name, None)
         inode.ctime_ns = self._now_ns()

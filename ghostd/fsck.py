@@ -68,7 +68,8 @@ _SQL_CHECKS = (
         "a directory in use has one name, in the directory it calls its parent",
         """SELECT i.ino, count(d.ino), min(d.parent), i.parent
            FROM inodes i LEFT JOIN dirents d USING(ino)
-           WHERE (i.mode & 61440) = 16384 AND i.ino <> 1 AND i.nlink > 0 GROUP BY i.ino
+           WHERE (i.mode & 61440) = 16384 AND i.ino <> 1 AND i.nlink > 0
+           AND i.ino NOT IN (SELECT id FROM projections WHERE removing = 1) GROUP BY i.ino
            HAVING count(d.ino) <> 1 OR min(d.parent) <> i.parent""",
         "directory {0} has {1} names, in {2}, and calls {3} its parent",
     ),
@@ -129,9 +130,30 @@ _SQL_CHECKS = (
         "attribute {1!r} of inode {0}",
     ),
     _SqlCheck(
+        "bases-have-versions",
+        "what a projected file shows of its remote is known",
+        """SELECT i.ino, i.base FROM inodes i LEFT JOIN versions v ON v.id = i.base
+           WHERE i.base <> 0 AND v.id IS NULL""",
+        "inode {0} shows version {1}, of which nothing is known",
+    ),
+    _SqlCheck(
+        "remote-rows-have-inodes",
+        "what is known of remote trees belongs to inodes of projections",
+        """SELECT 'directory', r.ino FROM remote_dirs r LEFT JOIN inodes i USING(ino)
+           WHERE i.ino IS NULL OR i.projection = 0
+           UNION ALL SELECT 'version', v.id FROM versions v LEFT JOIN inodes i ON i.ino = v.id
+           WHERE i.ino IS NULL
+           UNION ALL SELECT 'blocks', b.version FROM blocks b LEFT JOIN versions v
+           ON v.id = b.version WHERE v.id IS NULL
+           UNION ALL SELECT 'hidden names', h.parent FROM hidden h LEFT JOIN inodes i
+           ON i.ino = h.parent WHERE i.ino IS NULL""",
+        "{0} of {1}, which is gone",
+    ),
+    _SqlCheck(
         "directories-are-reachable",
         "every directory in use leads up to the root",
         """WITH RECURSIVE below(ino) AS (VALUES(1) UNION
+           SELECT id FROM projections WHERE removing = 1 UNION
            SELECT i.ino FROM below b JOIN dirents d ON d.parent = b.ino
            JOIN inodes i ON i.ino = d.ino WHERE (i.mode & 61440) = 16384)
            SELECT ino FROM inodes WHERE (mode & 61440) = 16384 AND nlink > 0

@@ -24,7 +24,9 @@ from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFai
 from ghostd import errors
 from ghostd.filesystem import NAME_MAX, AttributeChanges, Caller, Filesystem
 from ghostd.inodes import ROOT_INO, Inode
+from ghostd.listings import Listings
 from ghostd.reader import ReadTimeout
+from syncer.remotes.errors import Busy, Changed, Denied, Missing, RemoteError, Unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +46,16 @@ ERRNO: dict[type[OrbitError], int] = {
     errors.AttributeTooLarge: errno.ENOSPC,
     errors.NotSupported: errno.EOPNOTSUPP,
     errors.StaleHandle: errno.ESTALE,
+    errors.ReadOnly: errno.EROFS,
+    errors.OtherProjection: errno.EXDEV,
+    errors.ProjectionRoot: errno.EBUSY,
+    errors.RemoteVersionGone: errno.ESTALE,
+    Missing: errno.ENOENT,
+    Denied: errno.EACCES,
+    Changed: errno.ESTALE,
+    Unreachable: errno.ETIMEDOUT,
+    Busy: errno.ETIMEDOUT,
+    RemoteError: errno.EIO,
     StorageFull: errno.ENOSPC,
     StorageFailed: errno.EIO,
     ChunkDamaged: errno.EIO,
@@ -52,7 +64,7 @@ ERRNO: dict[type[OrbitError], int] = {
 }
 
 _PAGE_ENTRIES = 200  # fills a readdir buffer of 32 KiB
-_NOISY = (StorageFull, StorageFailed, ChunkDamaged, ChunkMissing, ReadTimeout)
+_NOISY = (StorageFull, StorageFailed, ChunkDamaged, ChunkMissing, ReadTimeout, RemoteError)
 
 T = TypeVar("T")
 Timeouts = tuple[float, float]  # of attributes and of names, seconds
@@ -121,7 +133,7 @@ def _attributes(inode: Inode, timeouts: Timeouts) -> EntryAttributes:
     entry.st_gid = inode.gid
     entry.st_rdev = inode.rdev
     entry.st_size = inode.size
-    entry.st_blocks = (inode.allocated + 511) >> 9
+    entry.st_blocks = (inode.allocated + inode.base_end + 511) >> 9
     entry.st_atime_ns = inode.atime_ns
     entry.st_mtime_ns = inode.mtime_ns
     entry.st_ctime_ns = inode.ctime_ns
@@ -140,7 +152,7 @@ def _listed_attributes(row: Sequence[Any], timeouts: Timeouts) -> EntryAttribute
     entry.st_nlink = row[7]
     entry.st_rdev = row[8]
     entry.st_size = row[9]
-    entry.st_blocks = (row[10] + 511) >> 9
+    entry.st_blocks = (row[10] + row[21] + 511) >> 9
     entry.st_atime_ns = row[11]
     entry.st_mtime_ns = row[12]
     entry.st_ctime_ns = row[13]
@@ -150,14 +162,16 @@ def _listed_attributes(row: Sequence[Any], timeouts: Timeouts) -> EntryAttribute
 class _OpenDirectory:
     """A directory handle.
 
-    Which one, and the cookies it shows (those given out before it was opened or rewound).
+    Which one, the cookies it shows (those given out before it was opened or rewound), and whether
+    more entries are on their way from a remote.
     """
 
-    __slots__ = ("below", "ino")
+    __slots__ = ("below", "growing", "ino")
 
     def __init__(self, ino: int) -> None:
         self.ino = ino
         self.below = 0
+        self.growing = False
 
 
 def supplementary_groups(pid: int) -> set[int]:
@@ -180,10 +194,16 @@ class Operations(pyfuse3.Operations):
     enable_acl = True
 
     def __init__(
-        self, filesystem: Filesystem, *, attr_timeout_s: float, entry_timeout_s: float
+        self,
+        filesystem: Filesystem,
+        listings: Listings,
+        *,
+        attr_timeout_s: float,
+        entry_timeout_s: float,
     ) -> None:
         super().__init__()
         self.fs = filesystem
+        self._listings = listings
         self.counters = RequestCounters()
         self._timeouts = (attr_timeout_s, entry_timeout_s)
         self._directories: dict[int, _OpenDirectory] = {}
@@ -199,20 +219,45 @@ class Operations(pyfuse3.Operations):
         self.fs.tree.lookups.add(inode.ino)
         return _attributes(inode, self._timeouts)
 
+    def _timeouts_in(self, directory: Inode) -> Timeouts:
+        """How long the kernel may show names of a directory: in projections not longer than we."""
+        if not directory.projection:
+            return self._timeouts
+        attributes_s, names_s = self._timeouts
+        return attributes_s, min(names_s, self._listings.age_left_s(directory))
+
+    async def _look_into(self, parent: int, name: bytes) -> Inode:
+        """The directory, ready for a lookup of `name` in it."""
+        directory = self.fs.tree.inode(parent)
+        if directory.projection:
+            await self._listings.find(directory, name)
+        return directory
+
+    async def _whole(self, parent: int, name: bytes) -> None:
+        """A directory is to be removed or replaced: whether it is empty must be known."""
+        directory = await self._look_into(parent, name)
+        if directory.projection:
+            found = self.fs.tree.find(parent, name)
+            if found is not None and (inode := self.fs.tree.inode(found[1])).is_dir:
+                await self._listings.fresh(inode)
+
     # --- names and attributes --------------------------------------------------------------------
 
     @_door
     async def lookup(
         self, parent: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
+        directory = await self._look_into(parent, name)
+        timeouts = self._timeouts_in(directory)
         try:
             inode = self.fs.lookup(parent, name)
         except errors.NotFound:
             missing = EntryAttributes()  # inode 0: the kernel remembers that there is nothing
             missing.st_ino = 0
-            missing.entry_timeout = self._timeouts[1]
+            missing.entry_timeout = timeouts[1]
             return missing
-        return self._entry(inode)
+        self.fs.tree.lookups.add(inode.ino)
+        return _attributes(inode, timeouts)
 
     @_door
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -252,6 +297,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
         await self.fs.writeback.room(0)
+        await self._look_into(parent, name)
         return self._entry(self.fs.create(parent, name, mode, _caller(ctx), rdev=rdev))
 
     @_door
@@ -259,6 +305,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
         await self.fs.writeback.room(0)
+        await self._look_into(parent, name)
         mode = stat.S_IMODE(mode) | stat.S_IFDIR
         return self._entry(self.fs.create(parent, name, mode, _caller(ctx)))
 
@@ -267,6 +314,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
         await self.fs.writeback.room(0)
+        await self._look_into(parent, name)
         mode = stat.S_IFLNK | 0o777
         return self._entry(self.fs.create(parent, name, mode, _caller(ctx), target=target))
 
@@ -276,6 +324,7 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._whole(parent, name)
         self.fs.rmdir(parent, name)
 
     @_door
@@ -288,6 +337,7 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
+        await self._whole(parent_new, name_new)
         self.fs.rename(parent_old, name_old, parent_new, name_new, flags)
 
     @_door
@@ -304,6 +354,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         await self.fs.writeback.room(0)
+        await self._look_into(parent, name)
         mode = stat.S_IMODE(mode) | stat.S_IFREG
         inode = self.fs.create(parent, name, mode, _caller(ctx))
         inode.opens += 1
@@ -311,7 +362,8 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
-        self.fs.open(inode, truncate=bool(flags & os.O_TRUNC))
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        self.fs.open(inode, writing=writing, truncate=bool(flags & os.O_TRUNC))
         return FileInfo(fh=inode)
 
     @_door
@@ -340,7 +392,9 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        self.fs.tree.inode(inode)
+        directory = self.fs.tree.inode(inode)
+        if directory.projection:
+            await self._listings.fresh(directory, whole=False)
         handle = self._next_directory
         self._next_directory += 1
         self._directories[handle] = _OpenDirectory(inode)
@@ -352,9 +406,10 @@ class Operations(pyfuse3.Operations):
         tree = self.fs.tree
         directory = tree.inode(handle.ino)
         reply = pyfuse3.readdir_reply
-        timeouts = self._timeouts
+        timeouts = self._timeouts_in(directory)
         if start_id == 0:
             handle.below = tree.next_cookie
+            handle.growing = self._listings.under_way(handle.ino)
             self.fs.accessed(directory)
         if start_id < 1 and not reply(token, b".", _attributes(directory, timeouts), 1):
             return
@@ -380,7 +435,11 @@ class Operations(pyfuse3.Operations):
                     return
                 held(ino)
             if count == 0:
-                return
+                if after != start_id or not handle.growing:
+                    return
+                # A first listing is shown while it comes in.
+                handle.growing = await self._listings.more(directory)
+                handle.below = tree.next_cookie
 
     @_door
     async def releasedir(self, fh: int) -> None:

@@ -14,16 +14,19 @@ Ino = NewType("Ino", int)
 ROOT_INO = Ino(1)
 
 InodeRow = tuple[
-    int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, bytes | None
-]
+    int, int, int, int, int, int, int, int, int, int,
+    int, int, int, int, int, int, bytes | None, int, int, int,
+]  # fmt: skip
 
 # The order of the columns of table `inodes`, of InodeRow, and of Inode.row().
 INODE_COLUMNS = (
     "ino, generation, mode, uid, gid, nlink, rdev, size, allocated, "
-    "atime_ns, mtime_ns, ctime_ns, btime_ns, parent, children, flags, target"
+    "atime_ns, mtime_ns, ctime_ns, btime_ns, parent, children, flags, target, "
+    "projection, base, base_end"
 )
 
 FLAG_XATTRS = 1  # the inode has extended attributes
+FLAG_LOCAL = 2  # in a projection: made or changed here, so that a listing leaves it alone
 
 
 class Inode:
@@ -31,11 +34,14 @@ class Inode:
 
     Times are nanoseconds since 1970, sizes bytes. `parent` and `children` are kept for directories
     only (`parent` is 0 for everything else). `allocated` counts the bytes that are not holes.
+    `base` is the version of a remote file whose first `base_end` bytes show through the holes.
     """
 
     __slots__ = (
         "allocated",
         "atime_ns",
+        "base",
+        "base_end",
         "btime_ns",
         "children",
         "content",
@@ -51,6 +57,7 @@ class Inode:
         "nlink",
         "opens",
         "parent",
+        "projection",
         "rdev",
         "size",
         "stored",
@@ -78,6 +85,9 @@ class Inode:
             self.children,
             self.flags,
             self.target,
+            self.projection,
+            self.base,
+            self.base_end,
         ) = row
         self.opens = 0  # open file handles
         self.dirty_epoch = 0  # the newest epoch that changed it
@@ -106,6 +116,9 @@ class Inode:
             self.children,
             self.flags,
             self.target,
+            self.projection,
+            self.base,
+            self.base_end,
         )
 
     @property

@@ -12,7 +12,7 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 
-Kind = Literal["size", "int", "float", "bool", "choice"]
+Kind = Literal["size", "int", "float", "bool", "choice", "text"]
 
 
 _UNITS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": TIB}
@@ -56,6 +56,8 @@ class Knob:
                 return "true or false"
             case "choice":
                 return " or ".join(f'"{choice}"' for choice in self.choices)
+            case "text":
+                return "text"
             case "size":
                 return f"a size from {format_size(int(self.low))} to {format_size(int(self.high))}"
             case "int":
@@ -69,7 +71,14 @@ class Knob:
             value = parse_size(value)
         elif self.kind == "float" and type(value) is int:
             value = float(value)
-        wanted = {"size": int, "int": int, "float": float, "bool": bool, "choice": str}[self.kind]
+        wanted = {
+            "size": int,
+            "int": int,
+            "float": float,
+            "bool": bool,
+            "choice": str,
+            "text": str,
+        }[self.kind]
         if type(value) is not wanted:  # `type`, since True is an int to isinstance
             raise ValueError("wrong type")
         if self.kind == "choice" and value not in self.choices:
@@ -102,6 +111,11 @@ def float_knob(default: float, about: str, *, low: float, high: float) -> float:
 def choice_knob(default: str, about: str, *choices: str) -> str:
     """A dataclass field for one of a few words."""
     return field(default=default, metadata={"knob": Knob("choice", about, choices=choices)})
+
+
+def text_knob(default: str, about: str) -> str:
+    """A dataclass field for words of the user's own."""
+    return field(default=default, metadata={"knob": Knob("text", about)})
 
 
 def bool_knob(factory: Callable[[], bool], about: str, *, default_text: str) -> bool:

@@ -18,21 +18,27 @@ import trio
 
 from blockstore.disk import OsDisk
 from blockstore.errors import OrbitError
+from blockstore.options import FetchedOptions
 from blockstore.store import BlockStore, StoreOptions
 from ghostd import copies, fuse_loop
 from ghostd.api import ApiServer
 from ghostd.config import Config, load_config, show_config
 from ghostd.control import DaemonControl, Pulse
 from ghostd.facade import DaemonState
+from ghostd.fetch_plan import Limits
 from ghostd.filesystem import Filesystem
 from ghostd.flusher import Flusher
 from ghostd.fuse import Operations, supplementary_groups
+from ghostd.invalidator import Invalidator
 from ghostd.keeper import Keeper
+from ghostd.listings import ListingOptions
 from ghostd.logs import configure_logging
 from ghostd.mountpoint import MountRefused, attach, mounted_at, prepare, sync_kernel, tune, unmount
 from ghostd.namespace import Namespace
 from ghostd.notify import Notifier
+from ghostd.projected import Projected, ProjectedOptions
 from ghostd.reader import Reader, ReadOptions
+from ghostd.remotes import Remotes
 from ghostd.stats_events import log_stats
 from ghostd.threads import WorkerThreads
 from ghostd.tree import Tree
@@ -140,8 +146,28 @@ def _open_store(state: Path, config: Config, disk: OsDisk) -> BlockStore:
         level=config.store.level,
         pack_bytes_max=config.store.pack_bytes_max,
         cache_bytes_max=config.store.cache_bytes_max,
+        fetched=FetchedOptions(
+            bytes_max=config.remotes.cache_bytes_max,
+            free_bytes_floor=config.remotes.cache_free_floor_bytes,
+            codec=config.remotes.cache_compression,  # type: ignore[arg-type]  # likewise
+        ),
     )
     return BlockStore.open(state, options, disk)
+
+
+def _projected_options(config: Config) -> ProjectedOptions:
+    remotes = config.remotes
+    slots = max(2, remotes.connections_max)
+    return ProjectedOptions(
+        read_deadline_s=config.read.deadline_s,
+        ahead_bytes_max=remotes.read_ahead_bytes_max,
+        listing=ListingOptions(remotes.listing_deadline_s, remotes.stale_wait_s),
+        fetching=Limits(
+            slots=slots,
+            reserved_slots=max(1, slots // 4),
+            request_bytes_max=remotes.request_bytes_max,
+        ),
+    )
 
 
 class Daemon:
@@ -208,15 +234,36 @@ class Daemon:
                 reserve_bytes=config.write.reserve_bytes,
             ),
         )
+        self._invalidator = Invalidator()
+        remotes = Remotes(config.remotes, config.read.deadline_s, [self._mount, self._state])
+        remotes.start()
+        stack.callback(remotes.stop)
+        projected = self._projected = Projected(
+            tree,
+            writeback,
+            store,
+            self._threads,
+            remotes.open,
+            self._invalidator.name,
+            _projected_options(config),
+        )
         self._reader = Reader(
             store,
             tree.content,
             self._threads,
             ReadOptions(config.read.read_ahead_bytes, config.read.deadline_s),
+            projected.entangler,
         )
-        filesystem = Filesystem(tree, writeback, self._reader, groups_of=supplementary_groups)
+        filesystem = Filesystem(
+            tree,
+            writeback,
+            self._reader,
+            groups_of=supplementary_groups,
+            takes_changes=projected.projections.takes_changes,
+        )
         self._operations = Operations(
             filesystem,
+            projected.listings,
             attr_timeout_s=config.mount.attr_timeout_s,
             entry_timeout_s=config.mount.entry_timeout_s,
         )
@@ -269,6 +316,8 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._writeback.run)
             await nursery.start(self._reader.run)
+            await nursery.start(self._projected.run)
+            nursery.start_soon(self._invalidator.run)
             nursery.start_soon(self._flusher.run)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._copy_regularly)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import apsw
 
@@ -24,8 +24,9 @@ from blockstore.disk import SQLITE_VFS, Disk, write_log_again
 from blockstore.errors import FormatTooNew, OrbitError, StorageFailed, StorageFull
 from ghostd.filemap import chunk_ids
 from ghostd.inodes import INODE_COLUMNS, ROOT_INO, InodeRow
+from ghostd.remote_rows import RemoteChanges, write_remote
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "namespace.db"
 COOKIE_FIRST = 16  # lower ones are "." and ".."
 
@@ -64,6 +65,7 @@ class EpochChanges:
     cuts: list[tuple[int, int]] = field(default_factory=list)  # inode, first segment that goes
     segments: list[tuple[int, int, int, bytes]] = field(default_factory=list)
     xattrs: list[tuple[int, bytes, bytes | None]] = field(default_factory=list)
+    remote: RemoteChanges = field(default_factory=RemoteChanges)
 
 
 def translated(error: apsw.Error, path: Path) -> OrbitError:
@@ -149,6 +151,8 @@ class Namespace:
                 raise NamespaceDamaged(f"{path} is not a namespace; run ghostd --recover")
             if int(found[0]) > FORMAT:
                 raise FormatTooNew(str(path), int(found[0]), FORMAT)
+            if int(found[0]) < FORMAT:
+                _upgrade(writer)
             if disk.sqlite_vfs is not None:
                 reader = writer
             else:
@@ -249,13 +253,16 @@ class Namespace:
         except apsw.Error as error:
             raise translated(error, self.path) from error
 
-    def orphans(self) -> list[int]:
-        """Inodes that were open and without a name when the daemon ended."""
+    def query(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """The rows of any other question."""
         try:
-            rows = self._reader.execute("SELECT ino FROM inodes WHERE nlink = 0").fetchall()
+            return self._reader.execute(sql, values).fetchall()
         except apsw.Error as error:
             raise translated(error, self.path) from error
-        return [ino for (ino,) in cast("list[tuple[int]]", rows)]
+
+    def orphans(self) -> list[int]:
+        """Inodes that were open and without a name when the daemon ended."""
+        return [ino for (ino,) in self.query("SELECT ino FROM inodes WHERE nlink = 0")]
 
     # --- writing (commit thread) -----------------------------------------------------------------
 
@@ -340,6 +347,7 @@ class Namespace:
                     [change for change in changes.xattrs if change[2] is not None],
                 )
             )
+        write_remote(self._writer, changes.remote)
         _drain(
             many(
                 "UPDATE meta SET value = ? WHERE key = ?",
@@ -415,8 +423,23 @@ def _drain(cursor: apsw.Cursor) -> None:
         pass
 
 
+def _script(name: str) -> str:
+    return resources.files("ghostd").joinpath(name).read_text()
+
+
+def _upgrade(connection: apsw.Connection) -> None:
+    """From format 1, which knew no projections."""
+    with transaction(connection):
+        for column in ("projection", "base", "base_end"):
+            connection.execute(
+                f"ALTER TABLE inodes ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"
+            ).fetchall()
+        connection.execute(_script("schema_remote.sql")).fetchall()
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'format'", (FORMAT,)).fetchall()
+
+
 def _create(connection: apsw.Connection) -> None:
-    schema = resources.files("ghostd").joinpath("schema.sql").read_text()
+    schema = _script("schema.sql") + _script("schema_remote.sql")
     now = time.time_ns()
     root = (
         int(ROOT_INO),
@@ -436,6 +459,9 @@ def _create(connection: apsw.Connection) -> None:
         0,
         0,
         None,
+        0,
+        0,
+        0,
     )
     connection.execute("BEGIN IMMEDIATE").fetchall()
     connection.execute(schema).fetchall()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -27,6 +28,7 @@ _SEQUENTIAL_SLACK = 4 << 20  # the kernel's own read-ahead sends requests out of
 _PORTION_CHUNKS = 16  # about 1 MiB
 _STREAM_CHUNKS = 8  # asked for at once, they make a stream
 _DAMAGED_MAX = 10_000
+_TRIES = (False, False, False, False, False, False, False, True)  # the last one is True
 
 
 class ReadTimeout(OrbitError):
@@ -49,6 +51,27 @@ class ReadStats:
     from_page_cache: int = 0
     from_disk: int = 0
     ahead_chunks: int = 0
+
+
+class Projected(Protocol):
+    """Where the bytes of projected files come from that the file itself does not have."""
+
+    async def cover(
+        self, inode: Inode, extents: list[Extent], start: int, end: int
+    ) -> tuple[list[Extent], dict[bytes, bytes]]:
+        """The extents with the gaps filled by blocks, and the blocks that had to be fetched."""
+
+    def known(self, inode: Inode, extents: list[Extent], start: int, end: int) -> list[Extent]:
+        """The extents with those gaps filled whose blocks have been fetched before."""
+
+    def observe(self, inode: Inode, start: int, end: int) -> None:
+        """[start, end) is being read."""
+
+    def lost(self, inode: Inode, chunk_id: bytes, start: int, end: int) -> bool:
+        """A chunk is not in the store; whether it was a block, to be fetched again."""
+
+    def closed(self, ino: int) -> None:
+        """Nobody has the file open any more."""
 
 
 class _Flight:
@@ -85,11 +108,13 @@ class Reader:
         content_of: Callable[[Inode], FileMap],
         threads: Threads,
         options: ReadOptions,
+        projected: Projected | None = None,
     ) -> None:
         self._store = store
         self._content_of = content_of
         self._threads = threads
         self._options = options
+        self._projected = projected
         self._flights: dict[ChunkId, _Flight] = {}
         self._streams: OrderedDict[int, _Stream] = OrderedDict()
         self._nursery: trio.Nursery | None = None
@@ -111,6 +136,8 @@ class Reader:
     def closed(self, ino: int) -> None:
         """Nobody has the file open any more."""
         self._streams.pop(ino, None)
+        if self._projected is not None:
+            self._projected.closed(ino)
 
     async def read(self, inode: Inode, offset: int, size: int) -> bytes | memoryview:
         """Up to `size` bytes at `offset`, fewer only at the end of the file.
@@ -122,30 +149,47 @@ class Reader:
         if end <= offset:
             return b""
         content = self._content_of(inode)
-        extents = content.extents(offset, end)
-        try:
-            chunks = await self._chunks(extents)
-        except ChunkMissing:
-            # Collection may have taken a chunk that the file stopped using while we waited.
-            extents = content.extents(offset, end)
+        tried: set[bytes] = set()
+        if inode.base_end > offset and self._projected is not None:
+            self._projected.observe(inode, offset, end)
+        for last in _TRIES:
+            extents, fetched = await self._extents(inode, content, offset, end)
             try:
-                chunks = await self._chunks(extents)
+                chunks = await self._chunks(extents, fetched)
+                break
             except ChunkMissing as error:
+                # A block may have been evicted; and collection may have taken a chunk that the
+                # file stopped using while we waited.
+                block = self._projected is not None and self._projected.lost(
+                    inode, error.chunk_id, offset, end
+                )
+                if last or not (block or error.chunk_id not in tried):
+                    self._damaged(inode, error)
+                    raise
+                tried.add(error.chunk_id)
+            except ChunkDamaged as error:
                 self._damaged(inode, error)
                 raise
-        except ChunkDamaged as error:
-            self._damaged(inode, error)
-            raise
         self._read_ahead(inode, content, offset, end)
         return _assemble(extents, chunks, offset, end)
+
+    async def _extents(
+        self, inode: Inode, content: FileMap, start: int, end: int
+    ) -> tuple[list[Extent], dict[bytes, bytes]]:
+        extents = content.extents(start, end)
+        if inode.base_end > start and self._projected is not None:
+            return await self._projected.cover(inode, extents, start, end)
+        return extents, {}
 
     def _damaged(self, inode: Inode, error: OrbitError) -> None:
         if len(self.damaged_inodes) < _DAMAGED_MAX:
             self.damaged_inodes[inode.ino] = str(error)
 
-    async def _chunks(self, extents: Sequence[Extent]) -> dict[bytes, bytes]:
-        """The decoded chunks that the extents show."""
-        found: dict[bytes, bytes] = {}
+    async def _chunks(
+        self, extents: Sequence[Extent], fetched: dict[bytes, bytes]
+    ) -> dict[bytes, bytes]:
+        """The decoded chunks that the extents show; `fetched` are in hand already."""
+        found = dict(fetched)
         missing: list[ChunkId] = []
         cached = self._store.cached
         for _, _, source, _ in extents:
@@ -243,7 +287,7 @@ class Reader:
             return
         ids = [
             ChunkId(source)
-            for _, _, source, _ in content.extents(start, goal)
+            for _, _, source, _ in self._known(inode, content, start, goal)
             if isinstance(source, bytes) and source not in self._flights
         ]
         ids = [i for i in dict.fromkeys(ids) if self._store.cached(i) is None]
@@ -252,6 +296,12 @@ class Reader:
             stream.busy = True
             self.stats.ahead_chunks += len(ids)
             self._nursery.start_soon(self._fetch_ahead, stream, ids)
+
+    def _known(self, inode: Inode, content: FileMap, start: int, end: int) -> list[Extent]:
+        extents = content.extents(start, end)
+        if inode.base_end > start and self._projected is not None:
+            return self._projected.known(inode, extents, start, end)
+        return extents
 
     async def _fetch_ahead(self, stream: _Stream, ids: list[ChunkId]) -> None:
         try:

@@ -21,8 +21,11 @@ CREATE TABLE inodes(
     btime_ns   INTEGER NOT NULL,     -- created
     parent     INTEGER NOT NULL,     -- directories: the one above; else 0
     children   INTEGER NOT NULL,     -- directories: how many entries; else 0
-    flags      INTEGER NOT NULL,     -- 1: has rows in xattrs
-    target     BLOB                  -- symlinks: where to
+    flags      INTEGER NOT NULL,     -- 1: has rows in xattrs; 2: in a projection, and changed here
+    target     BLOB,                 -- symlinks: where to
+    projection INTEGER NOT NULL DEFAULT 0, -- in which one it lies; 0: in none
+    base       INTEGER NOT NULL DEFAULT 0, -- versions.id whose bytes show through holes; 0: none
+    base_end   INTEGER NOT NULL DEFAULT 0  -- bytes of the base that show
 );
 CREATE INDEX orphans ON inodes(ino) WHERE nlink = 0;
 

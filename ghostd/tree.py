@@ -22,6 +22,7 @@ from ghostd.filemap import FileMap
 from ghostd.inodes import FLAG_XATTRS, Inode, InodeRow, LookupCounts
 from ghostd.namespace import EpochChanges, Namespace
 from ghostd.overlay import GONE, DirectoryDelta, NameChange, Overlay
+from ghostd.remote_rows import RemoteChanges, RemoteRows
 
 
 @dataclass(slots=True)
@@ -38,6 +39,7 @@ class FrozenEpoch:
     next_ino: int
     next_cookie: int
     inode_count: int
+    remote: RemoteChanges
     segments: list[tuple[int, int, int, bytes]] = field(default_factory=list)
     cuts: list[tuple[int, int]] = field(default_factory=list)
 
@@ -54,6 +56,7 @@ class FrozenEpoch:
             cuts=self.cuts,
             segments=self.segments,
             xattrs=self.xattrs,
+            remote=self.remote,
         )
 
 
@@ -73,6 +76,7 @@ class Tree:
         self.inode_count = meta.inodes
         self.lookups = LookupCounts()
         self.overlay = Overlay()
+        self.remote = RemoteRows(namespace.query)
         self.cache: OrderedDict[int, Inode] = OrderedDict()
         self._inodes_max = inodes_max
         self._segments_max = segments_max
@@ -138,6 +142,7 @@ class Tree:
         parent: int,
         target: bytes | None,
         now_ns: int,
+        projection: int = 0,
     ) -> Inode:
         """A new inode, without a name yet."""
         ino = self.next_ino
@@ -163,6 +168,9 @@ class Tree:
                 0,
                 0,
                 target,
+                projection,
+                0,
+                0,
             ),
             stored=False,
         )
@@ -217,7 +225,15 @@ class Tree:
             self.unstored -= inode.content.unstored
             inode.content.unstored = 0
         self._xattrs.pop(inode.ino, None)
+        if inode.projection:
+            self.remote.forget(inode.ino)
         return True
+
+    def unlinked(self, inode: Inode) -> None:
+        """A name of anything but a directory leads elsewhere now."""
+        inode.nlink -= 1
+        self.touch(inode)
+        self.reap(inode)
 
     # --- names ---------------------------------------------------------------------------------
 
@@ -342,12 +358,24 @@ class Tree:
     @property
     def dirty_ops(self) -> int:
         """How many rows the current epoch would write."""
-        return len(self._dirty) + len(self.overlay) + len(self._dead) + len(self._xattrs)
+        return (
+            len(self._dirty)
+            + len(self.overlay)
+            + len(self._dead)
+            + len(self._xattrs)
+            + len(self.remote)
+        )
 
     @property
     def changed(self) -> bool:
         """The current epoch has changed something."""
-        return bool(self._dirty or len(self.overlay) or self._dead or self._dirty_contents)
+        return bool(
+            self._dirty
+            or len(self.overlay)
+            or self._dead
+            or self._dirty_contents
+            or len(self.remote)
+        )
 
     def freeze(self) -> FrozenEpoch:
         """The barrier: copy out what the current epoch has changed, and begin the next one."""
@@ -374,6 +402,7 @@ class Tree:
             next_ino=self.next_ino,
             next_cookie=self.next_cookie,
             inode_count=self.inode_count,
+            remote=self.remote.freeze(),
         )
         self.epoch += 1
         self._dirty = {}
@@ -386,6 +415,7 @@ class Tree:
         """The epoch is in the database."""
         self.committed_epoch = frozen.epoch
         self.overlay.committed(frozen.names, frozen.epoch)
+        self.remote.committed()
         for inode in frozen.contents:
             assert inode.content is not None
             inode.content.committed()
@@ -396,6 +426,7 @@ class Tree:
             self.touch(inode)
         self._dead = frozen.dead + self._dead
         self.overlay.thaw(frozen.names)
+        self.remote.thaw(frozen.remote)
         dead = set(self._dead)
         for ino, name, value in frozen.xattrs:
             if ino not in dead:

@@ -73,7 +73,7 @@ class _Filler:
         row: InodeRow = (
             *(ino, self._meta.generation, mode, 0, 0, links, 0, size, size),
             *times,
-            *(above, children, 0, None),
+            *(above, children, 0, None, 0, 0, 0),
         )
         self._changes.inodes.append(row)
         self._changes.names.append((parent, name.encode(), self._cookie, ino))

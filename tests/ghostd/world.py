@@ -20,6 +20,7 @@ from ghostd.filesystem import Caller, Filesystem
 from ghostd.inodes import Inode
 from ghostd.keeper import Keeper
 from ghostd.namespace import Namespace
+from ghostd.projected import Projected
 from ghostd.reader import Reader, ReadOptions
 from ghostd.threads import Inline, Threads
 from ghostd.tree import Tree
@@ -83,15 +84,24 @@ class World:
                 options or WritebackOptions(),
                 monotonic=lambda: float(next(ticks)),  # look at the free space every time
             )
+            self.now_ns = clock or Clock()
+            self.projected = self.make_projected()
             self.reader = Reader(
-                self.store, self.tree.content, self.threads, reading or ReadOptions()
+                self.store,
+                self.tree.content,
+                self.threads,
+                reading or ReadOptions(),
+                self.projected and self.projected.entangler,
             )
             self.fs = Filesystem(
                 self.tree,
                 self.writeback,
                 self.reader,
                 groups_of=lambda _: set(),
-                now_ns=clock or Clock(),
+                now_ns=self.now_ns,
+                takes_changes=(
+                    self.projected.projections.takes_changes if self.projected else lambda _: False
+                ),
             )
             self.keeper = Keeper(
                 folder,
@@ -104,6 +114,10 @@ class World:
             )
             keepers.callback(self.keeper.close)
             self._closing = stack.pop_all()
+
+    def make_projected(self) -> Projected | None:
+        """What projections need; here: none."""
+        return None
 
     def close(self) -> None:
         """Close everything; nothing that was not committed is."""

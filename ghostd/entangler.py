@@ -1,0 +1,147 @@
+"""Maps a read of a projected file to blocks, and waits for those that are not here.
+
+A file shows its own extents over its base: where it has none, the blocks of the remote version do,
+up to `base_end`. A block is a chunk like any other once it is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import trio
+
+from blockstore.ids import ChunkId
+from ghostd.errors import RemoteVersionGone
+from ghostd.fetcher import Fetcher
+from ghostd.filemap import Extent
+from ghostd.inodes import Inode
+from ghostd.projection import Projection
+from ghostd.remote_rows import RemoteRows
+from syncer.remotes.errors import Unreachable
+
+
+def gaps(extents: Sequence[Extent], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of [start, end) that no extent shows."""
+    at = start
+    for low, high, _, _ in extents:
+        if low >= end:
+            break
+        if low > at:
+            yield at, low
+        at = max(at, high)
+    if at < end:
+        yield at, end
+
+
+class Entangler:
+    """Fills the holes of projected files with blocks. Owned by the filesystem's loop."""
+
+    def __init__(
+        self,
+        rows: RemoteRows,
+        fetcher: Fetcher,
+        projection_of: Callable[[int], Projection | None],
+        deadline_s: float,
+    ) -> None:
+        self._rows = rows
+        self._fetcher = fetcher
+        self._projection_of = projection_of
+        self._deadline_s = deadline_s
+
+    async def cover(
+        self, inode: Inode, extents: list[Extent], start: int, end: int
+    ) -> tuple[list[Extent], dict[bytes, bytes]]:
+        """The extents with the gaps filled, and the blocks that were fetched for it.
+
+        Raises RemoteError, RemoteVersionGone.
+        """
+        numbers = self._numbers(inode, extents, start, end)
+        missing = [n for n in numbers if self._rows.block(inode.base, n) is None]
+        fetched: dict[int, tuple[ChunkId, bytes]] = {}
+        if missing:
+            fetched = await self._fetch(inode, missing)
+        data: dict[bytes, bytes] = {}
+        ids: dict[int, bytes | None] = {}
+        for number in numbers:
+            if number in fetched:
+                ids[number], block = fetched[number]
+                data[fetched[number][0]] = block
+            else:
+                ids[number] = self._rows.block(inode.base, number)
+        return self._filled(inode, extents, start, end, ids), data
+
+    def known(self, inode: Inode, extents: list[Extent], start: int, end: int) -> list[Extent]:
+        """The extents with those gaps filled whose blocks have been fetched before."""
+        if inode.base_end <= start:
+            return extents
+        numbers = self._numbers(inode, extents, start, end)
+        ids = {number: self._rows.block(inode.base, number) for number in numbers}
+        return self._filled(inode, extents, start, end, ids)
+
+    def observe(self, inode: Inode, start: int, end: int) -> None:
+        """A read of [start, end) is being answered: fetch ahead what its pattern suggests."""
+        projection = self._projection_of(inode.projection)
+        row = self._rows.versions.get(inode.base)
+        if projection is not None and row is not None:
+            self._fetcher.observe(projection, inode, row, start, end)
+
+    def closed(self, ino: int) -> None:
+        """Nobody has the file open any more."""
+        self._fetcher.closed(ino)
+
+    def lost(self, inode: Inode, chunk_id: bytes, start: int, end: int) -> bool:
+        """A chunk is not in the store; whether it was a block, to be fetched again."""
+        if inode.base_end <= start:
+            return False
+        found = False
+        for number in self._numbers(inode, [], start, end):
+            if self._rows.block(inode.base, number) == chunk_id:
+                self._rows.set_block(inode.base, number, None)
+                found = True
+        return found
+
+    def _numbers(self, inode: Inode, extents: Sequence[Extent], start: int, end: int) -> list[int]:
+        projection = self._projection_of(inode.projection)
+        if projection is None:
+            raise RemoteVersionGone("the projection that the file came from has been taken away")
+        size = projection.row.block_bytes
+        found: dict[int, None] = {}
+        for low, high in gaps(extents, start, min(end, inode.base_end)):
+            found.update(dict.fromkeys(range(low // size, (high - 1) // size + 1)))
+        return list(found)
+
+    def _filled(
+        self,
+        inode: Inode,
+        extents: Sequence[Extent],
+        start: int,
+        end: int,
+        ids: dict[int, bytes | None],
+    ) -> list[Extent]:
+        projection = self._projection_of(inode.projection)
+        assert projection is not None
+        size = projection.row.block_bytes
+        filled = list(extents)
+        for low, high in gaps(extents, start, min(end, inode.base_end)):
+            for number in range(low // size, (high - 1) // size + 1):
+                chunk_id = ids.get(number)
+                if chunk_id is not None:
+                    first = max(low, number * size)
+                    last = min(high, (number + 1) * size)
+                    filled.append((first, last, chunk_id, first - number * size))
+        filled.sort(key=lambda extent: extent[0])
+        return filled
+
+    async def _fetch(self, inode: Inode, numbers: list[int]) -> dict[int, tuple[ChunkId, bytes]]:
+        projection = self._projection_of(inode.projection)
+        row = self._rows.versions.get(inode.base)
+        if projection is None or row is None:
+            raise RemoteVersionGone("the projection that the file came from has been taken away")
+        with trio.move_on_after(self._deadline_s):
+            return await self._fetcher.demand(projection, inode.base, row, numbers)
+        error = Unreachable(
+            f"{projection.url}: no answer within {self._deadline_s:g} s; what is not here yet"
+            " cannot be read until the remote is back"
+        )
+        projection.failed(error)
+        raise error

@@ -1,0 +1,127 @@
+"""Takes blocks of projected files out of the cache, on request. Pinned files are left alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from blockstore.ids import ChunkId
+from blockstore.store import BlockStore
+from ghostd.projection import Projection
+from ghostd.projection_facade import Evicted, Unpinned
+from ghostd.remote_rows import PART_BLOCKS
+from ghostd.residency import known_parts, part_blocks
+from ghostd.threads import Threads
+from ghostd.tree import Tree
+from ghostd.tree_walk import Seen, Walk, find_path
+from ghostd.writeback import Writeback
+
+_BATCH = 1_024  # blocks that the store forgets at once
+_DIRTY_ROWS_MAX = 20_000
+
+
+class _Batch:
+    """Blocks to go, and what has gone."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[ChunkId, int] = {}  # bytes
+        self.files = self.gone = self.gone_bytes = self.pinned = 0
+
+
+class Evictor:
+    """Owned by the filesystem's loop."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        writeback: Writeback,
+        store: BlockStore,
+        threads: Threads,
+        projection_of: Callable[[int], Projection | None],
+    ) -> None:
+        self._tree = tree
+        self._writeback = writeback
+        self._store = store
+        self._threads = threads
+        self._projection_of = projection_of
+
+    async def evict(self, paths: Iterable[bytes]) -> Evicted:
+        """Drop the blocks of everything below the paths. Asks no remote.
+
+        A block that another file shows, too, goes as well and is fetched again for it. Raises
+        NotFound, NotADirectory, StorageFull, StorageFailed.
+        """
+        began = time.monotonic()
+        tops = [find_path(self._tree, path) for path in paths]
+        batch = _Batch()
+        found, walk = tops, Walk(self._tree, tops)
+        while found:
+            for entry in found:
+                if entry.base and entry.is_file:
+                    await self._evict_file(batch, entry)
+            found = await walk.slice()
+        await self._settle(batch)
+        await self._writeback.commit()
+        return Evicted(
+            files=batch.files,
+            blocks=batch.gone,
+            bytes=batch.gone_bytes,
+            pinned_files=batch.pinned,
+            seconds=time.monotonic() - began,
+        )
+
+    async def _evict_file(self, batch: _Batch, entry: Seen) -> None:
+        rows = self._tree.remote
+        projection = self._projection_of(entry.projection)
+        version = rows.versions.get(entry.base)
+        if projection is None or version is None:
+            return
+        if version.pinned:
+            batch.pinned += 1
+            return
+        size = projection.row.block_bytes
+        had = False
+        for part in known_parts(self._tree, entry.base, version.size, size):
+            if rows.blocks.get((entry.base, part)) is None:
+                continue
+            for number, name in part_blocks(self._tree, entry.base, part):
+                had = True
+                batch.blocks[name] = min(size, version.size - number * size)
+            # First the rows: who reads meanwhile fetches again.
+            rows.blocks.set((entry.base, part), None)
+            if len(batch.blocks) > _BATCH - PART_BLOCKS:
+                await self._settle(batch)
+        batch.files += had
+
+    async def _settle(self, batch: _Batch) -> None:
+        blocks, batch.blocks = batch.blocks, {}
+        if blocks:
+            here = await self._threads.run("encode", _evict, self._store, list(blocks))
+            batch.gone += len(here)
+            batch.gone_bytes += sum(blocks[name] for name in here)
+        if self._tree.dirty_ops > _DIRTY_ROWS_MAX:
+            await self._writeback.commit()
+
+    async def unpin(self, paths: Iterable[bytes]) -> Unpinned:
+        """Let everything below the paths be evicted again. Raises NotFound, NotADirectory."""
+        tops = [find_path(self._tree, path) for path in paths]
+        files = 0
+        found, walk = tops, Walk(self._tree, tops)
+        while found:
+            for entry in found:
+                row = self._tree.remote.versions.get(entry.base) if entry.base else None
+                if row is not None and row.pinned:
+                    self._tree.remote.versions.set(entry.base, row._replace(pinned=0))
+                    files += 1
+            if self._tree.dirty_ops > _DIRTY_ROWS_MAX:
+                await self._writeback.commit()
+            found = await walk.slice()
+        await self._writeback.commit()
+        return Unpinned(files)
+
+
+def _evict(store: BlockStore, names: list[ChunkId]) -> list[ChunkId]:
+    """Forget blocks; those that were here."""
+    here = [name for name, resident in zip(names, store.resident(names), strict=True) if resident]
+    store.evict(names)
+    return here

@@ -1,0 +1,457 @@
+"""Remote directories in the namespace: listed on first use, kept with their age, listed again.
+
+One flight for each directory. Entries come in pages and are made into inodes as they arrive, so
+that `readdir` shows the beginning of a large directory while its end is still on the way. What
+differs from the last listing is replaced by a new inode: an inode is one version of a remote file,
+and who has the old one open goes on reading that version or is told ESTALE. Entries vanish only
+after a complete listing that lacks them; names that were changed here (FLAG_LOCAL) are left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from blockstore.errors import OrbitError
+from ghostd.inodes import FLAG_LOCAL, Inode, LookupCounts
+from ghostd.projection import Projection
+from ghostd.remote_names import local_name
+from ghostd.remote_rows import DirRow, VersionRow
+from ghostd.tree import Tree
+from ghostd.writeback import Writeback
+from syncer.remotes.errors import Missing, Unreachable, Unsupported
+from syncer.remotes.remote import Entry, Kind, Page
+
+log = structlog.get_logger(__name__)
+
+_SLICE = 50  # entries between two looks at the loop: about 2 ms
+_DIRTY_ROWS_MAX = 20_000  # of a listing under way; then it waits for a commit
+_ALONE_MAX = 2  # names of a directory asked for one by one before it is listed whole
+_DIRECTORY_MODE = 0o755  # where the remote knows none
+_FILE_MODE = 0o644
+_REMOVE_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ListingOptions:
+    """How long a listing is waited for."""
+
+    deadline_s: float = 30.0  # without any progress
+    stale_wait_s: float = 2.0  # then an old listing is shown
+
+
+class _Flight:
+    """One listing on its way."""
+
+    __slots__ = ("done", "error", "progress")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.progress = trio.Event()
+        self.error: OrbitError | None = None
+
+    def advance(self) -> None:
+        """More entries are there: wake those who wait for some."""
+        self.progress.set()
+        self.progress = trio.Event()
+
+
+class Listings:
+    """Brings remote directories into the tree. Owned by the filesystem's loop."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        writeback: Writeback,
+        projection_of: Callable[[int], Projection | None],
+        *,
+        now_ns: Callable[[], int],
+        invalidate: Callable[[int, bytes], None],
+        remove: Callable[[Inode, Inode, bytes], None],
+        options: ListingOptions,
+    ) -> None:
+        self._tree = tree
+        self._writeback = writeback
+        self._projection_of = projection_of
+        self._now_ns = now_ns
+        self._invalidate = invalidate
+        self._remove = remove  # (directory, inode, name): take a name away for good
+        self._options = options
+        self._flights: dict[int, _Flight] = {}
+        self._alone: dict[int, int] = {}  # directory → names asked for one by one
+        self._nursery: trio.Nursery | None = None
+        self.listed = 0  # complete listings of this run
+        self.listed_entries = 0
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Host the listings until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    # --- asking --------------------------------------------------------------------------------
+
+    def age_left_s(self, directory: Inode) -> float:
+        """How much longer the listing may be shown unasked; infinite outside of projections."""
+        if not directory.projection:
+            return math.inf
+        row = self._tree.remote.dirs.get(directory.ino)
+        projection = self._projection_of(directory.projection)
+        if row is None or projection is None:
+            return math.inf
+        if not row.listed_ns:
+            return 0.0
+        age_s = (self._now_ns() - row.listed_ns) / 1e9
+        if age_s < 0:  # the clock went back
+            return 0.0
+        return max(0.0, projection.ttl_s - age_s)
+
+    def under_way(self, ino: int) -> bool:
+        """A listing of the directory is on its way."""
+        return ino in self._flights
+
+    async def fresh(self, directory: Inode, *, whole: bool = True) -> None:
+        """Return when the directory may be looked into.
+
+        With `whole` false, a first listing need not have ended: see `more`. Raises RemoteError
+        where nothing is known of it and the remote does not tell.
+        """
+        if self.age_left_s(directory) > 0:
+            return
+        row = self._tree.remote.dirs.get(directory.ino)
+        assert row is not None
+        flight = self._start(directory)
+        if row.listed_ns:
+            with trio.move_on_after(self._options.stale_wait_s):
+                await flight.done.wait()
+            return  # a failure is told by `status`; the old listing is shown
+        if whole:
+            while not flight.done.is_set():
+                await self._progress(flight, directory)
+        if flight.error is not None:
+            raise flight.error
+
+    async def more(self, directory: Inode) -> bool:
+        """Wait until more entries than before are there; False when the listing is complete."""
+        flight = self._flights.get(directory.ino)
+        if flight is None:
+            return False
+        await self._progress(flight, directory)
+        if flight.error is not None:
+            raise flight.error
+        return True
+
+    async def _progress(self, flight: _Flight, directory: Inode) -> None:
+        if flight.done.is_set():
+            return
+        with trio.move_on_after(self._options.deadline_s):
+            await flight.progress.wait()
+            return
+        projection = self._projection_of(directory.projection)
+        where = "the remote" if projection is None else projection.url
+        raise Unreachable(
+            f"{where} has not answered for {self._options.deadline_s:g} s; the listing goes on,"
+            " try again"
+        )
+
+    def _start(self, directory: Inode) -> _Flight:
+        flight = self._flights.get(directory.ino)
+        if flight is None:
+            assert self._nursery is not None
+            flight = self._flights[directory.ino] = _Flight()
+            directory.opens += 1  # it stays in memory meanwhile
+            self._nursery.start_soon(self._fly, directory, flight)
+        return flight
+
+    def expire(self, directory: Inode) -> None:
+        """The next look asks the remote again; what is known stays shown until it answers."""
+        row = self._tree.remote.dirs.get(directory.ino)
+        if row is not None and row.listed_ns:
+            self._tree.remote.dirs.set(directory.ino, row._replace(listed_ns=1))
+
+    # --- one name ------------------------------------------------------------------------------
+
+    async def find(self, directory: Inode, name: bytes) -> None:
+        """Return when `name` may be looked up.
+
+        The first names of a directory that was never listed are asked for one by one: who opens
+        one file by its path need not wait for the listing of a large directory.
+        """
+        ino = directory.ino
+        if self.age_left_s(directory) > 0 or self._tree.find(ino, name) is not None:
+            if self.age_left_s(directory) <= 0 and self._listed(ino):
+                await self.fresh(directory)
+            return
+        asked = self._alone.get(ino, 0)
+        if self._listed(ino) or ino in self._flights or asked >= _ALONE_MAX:
+            await self.fresh(directory)
+            return
+        projection = self._projection_of(directory.projection)
+        row = self._tree.remote.dirs.get(ino)
+        if local_name(name, False, ()) != name or projection is None or row is None:
+            await self.fresh(directory)
+            return
+        self._alone[ino] = asked + 1
+        try:
+            with trio.fail_after(self._options.deadline_s):
+                entry = await projection.remote.stat(row.key + name)
+        except Missing:
+            return
+        except Unsupported:
+            await self.fresh(directory)
+            return
+        except trio.TooSlowError:
+            raise Unreachable(
+                f"{projection.url} has not answered for {self._options.deadline_s:g} s; try again"
+            ) from None
+        if entry.name == name and self._tree.find(ino, name) is None and not directory.dead:
+            self._apply(directory, projection, (entry,), LookupCounts())
+
+    async def renew(self, projection: Projection, key: bytes) -> None:
+        """Look at one file again, which was found changed or gone."""
+        parts = key.split(b"/")
+        ino = projection.row.id
+        for part in parts[:-1]:
+            local = local_name(part, True, ())
+            found = None if local is None else self._tree.find(ino, local)
+            if found is None:
+                return  # moved here: the version it shows is gone, and no name leads to a new one
+            ino = found[1]
+        directory = self._tree.inode(ino)
+        if not directory.is_dir:
+            return
+        try:
+            entry = await projection.remote.stat(key)
+        except Missing:
+            self.expire(directory)
+            await self.fresh(directory)
+            return
+        directory = self._tree.inode(ino)
+        if entry.key == key:
+            self._apply(directory, projection, (entry,), LookupCounts())
+
+    def _listed(self, ino: int) -> bool:
+        row = self._tree.remote.dirs.get(ino)
+        return row is not None and row.listed_ns > 0
+
+    # --- listing -------------------------------------------------------------------------------
+
+    async def _fly(self, directory: Inode, flight: _Flight) -> None:
+        projection = self._projection_of(directory.projection)
+        try:
+            if projection is not None:
+                await self._list(directory, projection, flight)
+                projection.succeeded()
+        except OrbitError as error:
+            flight.error = error
+            assert projection is not None
+            row = self._tree.remote.dirs.get(directory.ino)
+            key = b"" if row is None else row.key
+            projection.failed(error, stale=row is not None and row.listed_ns > 0)
+            log.warning(
+                "a directory could not be listed",
+                remote=projection.url,
+                key=key.decode(errors="backslashreplace"),
+                error=str(error),
+            )
+        finally:
+            directory.opens -= 1
+            self._tree.reap(directory)
+            del self._flights[directory.ino]
+            self._alone.pop(directory.ino, None)
+            flight.done.set()
+            flight.advance()
+
+    async def _list(self, directory: Inode, projection: Projection, flight: _Flight) -> None:
+        row = self._tree.remote.dirs.get(directory.ino)
+        assert row is not None
+        began = self._now_ns()
+        known = directory.children > 0
+        seen = LookupCounts()
+
+        async def sink(page: Page) -> None:
+            for at in range(0, len(page), _SLICE):
+                if directory.dead:
+                    return
+                self._apply(directory, projection, page[at : at + _SLICE], seen)
+                await trio.lowlevel.checkpoint()
+            self.listed_entries += len(page)
+            flight.advance()
+            if self._tree.dirty_ops > _DIRTY_ROWS_MAX:
+                await self._writeback.commit()
+
+        await projection.remote.list(row.key, sink)
+        if directory.dead:
+            return
+        if known:
+            await self._remove_unseen(directory, seen)
+        # Unless it was told to be listed again meanwhile.
+        if self._tree.remote.dirs.get(directory.ino) == row:
+            self._tree.remote.dirs.set(directory.ino, DirRow(row.key, began))
+        self.listed += 1
+
+    def _apply(
+        self, directory: Inode, projection: Projection, page: Page, seen: LookupCounts
+    ) -> None:
+        """Bring some entries of a listing into the tree; no await inside."""
+        tree = self._tree
+        ino = directory.ino
+        for entry in page:
+            is_dir = entry.kind is Kind.DIRECTORY
+            name = local_name(entry.name, is_dir, ())
+            assert name is not None, "nothing was taken"
+            found = tree.find(ino, name)
+            if found is not None and seen.get(found[1]):
+                # `a` and `a/` of an object store: the second one is shown by another name.
+                name = local_name(entry.name, is_dir, (name,))
+                found = None if name is None else tree.find(ino, name)
+                if found is not None and seen.get(found[1]):
+                    name = None
+            shown = entry.kind is not Kind.OTHER and not (
+                entry.kind is Kind.SYMLINK and entry.target is None
+            )
+            if name is None or not shown:
+                projection.left_out += 1
+                continue
+            if projection.row.writable and tree.remote.hidden.get((ino, name)):
+                continue
+            if found is None:
+                inode = self._make(projection, directory, entry)
+                tree.set_name(ino, name, inode.ino)
+                directory.children += 1
+                directory.nlink += is_dir
+                tree.touch(directory)
+                seen.add(inode.ino)
+                self._invalidate(ino, name)  # the kernel may remember that there was nothing
+                continue
+            seen.add(found[1])
+            inode = tree.inode(found[1])
+            if inode.flags & FLAG_LOCAL:
+                self._note_conflict(projection, inode, entry)
+            elif self._same(inode, entry):
+                self._renew(projection, inode, entry)
+            else:
+                self._replace(projection, directory, name, found, inode, entry)
+                seen.add(tree.find(ino, name)[1])  # type: ignore[index]  # just put there
+
+    def _same(self, inode: Inode, entry: Entry) -> bool:
+        if entry.kind is Kind.DIRECTORY:
+            return inode.is_dir
+        if entry.kind is Kind.SYMLINK:
+            return inode.target == entry.target
+        row = self._tree.remote.versions.get(inode.base)
+        return (
+            row is not None
+            and inode.is_file
+            and row.version == entry.version
+            and row.key == entry.key
+        )
+
+    def _make(self, projection: Projection, directory: Inode, entry: Entry) -> Inode:
+        attributes = projection.attributes(entry)
+        tree = self._tree
+        kind = {
+            Kind.DIRECTORY: stat.S_IFDIR | _DIRECTORY_MODE,
+            Kind.SYMLINK: stat.S_IFLNK | 0o777,
+            Kind.FILE: stat.S_IFREG | _FILE_MODE,
+        }[entry.kind]
+        mode = stat.S_IFMT(kind) | (stat.S_IMODE(kind) if entry.mode is None else entry.mode)
+        is_dir = entry.kind is Kind.DIRECTORY
+        inode = tree.new_inode(
+            mode=mode,
+            uid=attributes.uid,
+            gid=attributes.gid,
+            nlink=2 if is_dir else 1,
+            rdev=0,
+            parent=directory.ino if is_dir else 0,
+            target=entry.target if entry.kind is Kind.SYMLINK else None,
+            now_ns=attributes.mtime_ns,
+            projection=projection.row.id,
+        )
+        if entry.atime_ns is not None:
+            inode.atime_ns = entry.atime_ns
+        if is_dir:
+            tree.remote.dirs.set(inode.ino, DirRow(entry.key, 0))
+        elif entry.kind is Kind.FILE:
+            inode.base = inode.ino
+            inode.size = inode.base_end = entry.size
+            tree.remote.versions.set(
+                inode.ino, VersionRow(entry.key, entry.size, entry.etag, entry.mtime_ns or 0)
+            )
+        return inode
+
+    def _renew(self, projection: Projection, inode: Inode, entry: Entry) -> None:
+        attributes = projection.attributes(entry)
+        mode = inode.mode
+        if entry.mode is not None:
+            mode = stat.S_IFMT(mode) | entry.mode
+        new = (mode, attributes.uid, attributes.gid, attributes.mtime_ns)
+        if new == (inode.mode, inode.uid, inode.gid, inode.mtime_ns):
+            return
+        inode.mode, inode.uid, inode.gid, inode.mtime_ns = new
+        inode.ctime_ns = attributes.mtime_ns
+        self._tree.touch(inode)
+
+    def _replace(
+        self,
+        projection: Projection,
+        directory: Inode,
+        name: bytes,
+        found: tuple[int, int],
+        old: Inode,
+        entry: Entry,
+    ) -> None:
+        """The remote has another version, or another kind of thing, under the name."""
+        if old.is_dir:
+            # Its own subtree goes first, in the background; until then the old one is shown.
+            self._remove(directory, old, name)
+            self.expire(directory)
+            return
+        inode = self._make(projection, directory, entry)
+        if old.base:
+            row = self._tree.remote.versions.get(old.base)
+            new = self._tree.remote.versions.get(inode.base) if inode.base else None
+            if row is not None and row.pinned and new is not None:
+                self._tree.remote.versions.set(inode.base, new._replace(pinned=1))
+        self._tree.set_name(directory.ino, name, inode.ino, found[0])
+        directory.nlink += inode.is_dir
+        self._tree.touch(directory)
+        self._tree.unlinked(old)
+        self._invalidate(directory.ino, name)
+
+    def _note_conflict(self, projection: Projection, inode: Inode, entry: Entry) -> None:
+        if not inode.base or entry.kind is not Kind.FILE:
+            return
+        row = self._tree.remote.versions.get(inode.base)
+        if row is not None and row.key == entry.key and row.version != entry.version:
+            projection.note_conflict(inode.ino)
+
+    async def _remove_unseen(self, directory: Inode, seen: LookupCounts) -> None:
+        """What a complete listing lacks is gone, unless it was made or changed here."""
+        tree = self._tree
+        after = 0
+        while not directory.dead:
+            page = list(tree.list_page(directory.ino, after, tree.next_cookie, _REMOVE_PAGE))
+            if not page:
+                return
+            after = page[-1][0]
+            for _, name, inode, row in page:
+                number = inode.ino if inode is not None else row[2]  # type: ignore[index]
+                if seen.get(number):  # type: ignore[arg-type]
+                    continue
+                found = tree.find(directory.ino, name)
+                if found is None or found[1] != number:
+                    continue
+                gone = tree.inode(found[1])
+                if not gone.flags & FLAG_LOCAL:
+                    self._remove(directory, gone, name)
+            await trio.lowlevel.checkpoint()

@@ -1,0 +1,79 @@
+"""One projection while the daemon runs: its row, its remote, and how the remote is doing."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from blockstore.errors import OrbitError
+from ghostd.remote_rows import ProjectionRow
+from syncer.remotes.remote import Entry, Remote
+
+_CONFLICTS_MAX: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAttributes:
+    """What an entry shows where its remote does not say."""
+
+    uid: int
+    gid: int
+    mtime_ns: int
+
+
+class Projection:
+    """A remote tree attached under a path. Owned by the filesystem's loop."""
+
+    def __init__(self, row: ProjectionRow, remote: Remote, *, uid: int, gid: int) -> None:
+        self.row = row
+        self.remote = remote
+        self._uid = uid
+        self._gid = gid
+        self._remote_owner = json.loads(row.options).get("owner", "remote") == "remote"
+        self.left_out = 0  # entries that cannot be shown: devices, sockets, unreadable links
+        self.conflicts: set[int] = set()  # inodes changed here and at the remote
+        self.error = ""  # of the last call that failed; "" when the last one did not
+        self.error_at = 0.0  # seconds since 1970
+        self.stale = False  # a listing is shown that the remote could not renew
+
+    @property
+    def url(self) -> str:
+        """Where the tree is, without secrets."""
+        return self.row.url
+
+    @property
+    def ttl_s(self) -> float:
+        """How old a listing may be, seconds."""
+        return self.row.ttl_ms / 1_000
+
+    def attributes(self, entry: Entry) -> LocalAttributes:
+        """Owner and time of an entry, with what stands in where the remote knows none."""
+        remote = self._remote_owner
+        return LocalAttributes(
+            uid=entry.uid if remote and entry.uid is not None else self._uid,
+            gid=entry.gid if remote and entry.gid is not None else self._gid,
+            mtime_ns=self.row.created_ns if entry.mtime_ns is None else entry.mtime_ns,
+        )
+
+    def succeeded(self) -> None:
+        """The remote has answered."""
+        self.error = ""
+        self.stale = False
+
+    def succeeded_reading(self) -> None:
+        """The remote has answered a read; an old listing is still old."""
+        if not self.stale:
+            self.error = ""
+
+    def failed(self, error: OrbitError, *, stale: bool = False) -> None:
+        """The remote has not, or not well."""
+        self.error = str(error)
+        self.error_at = time.time()
+        self.stale = self.stale or stale
+
+    def note_conflict(self, ino: int) -> None:
+        """A file was changed here and at the remote; the one here is kept."""
+        if len(self.conflicts) < _CONFLICTS_MAX:
+            self.conflicts.add(ino)
