@@ -14,7 +14,7 @@ requests. Reads that touch become *runs*, and a run counts by the bytes that wer
 - Random readers give no evidence of any of these.
 
 Trust grows when what was asked for is read and falls when the reader leaves it: it moves the
-evidence wanted from a new run and the length of its first window.
+evidence wanted from a new run.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class EvidencePolicy:
         elif not self._trusted(run, trust):
             return run, []
         else:
-            window = WINDOW_BYTES_MIN << max(trust, 0)
+            window = WINDOW_BYTES_MIN
         window = min(window, self.window_bytes_max, max(WINDOW_BYTES_MIN, run.read))
         if run.backwards:
             asked = min(run.ahead, run.start) if run.window else run.start

@@ -260,6 +260,20 @@ def test_who_has_read_on_before_needs_less_evidence_after_a_jump() -> None:
     assert reader.foresaw(502 * MIB, MIB)
 
 
+@settings(deadline=None)
+@given(seeds)
+def test_who_begins_to_skip_is_not_followed_for_long(seed: int) -> None:
+    reader = Reader(1 << 40)
+    reader.requests(split(0, 16 * MIB, MIB))
+    dice = random.Random(seed)
+    at = 16 * MIB
+    for _ in range(400):
+        at += dice.randrange(256, 512) * PAGE
+        reader.request(at, PAGE)
+    # Until no more than a quarter of the run was read, and what was asked for by then.
+    assert total(reader.wanted) <= 4 * 16 * MIB + 18 * MIB
+
+
 def test_the_kernels_own_read_ahead_is_no_evidence() -> None:
     reader = Reader(GIB, EvidencePolicy(kernel_ahead_bytes=4 * MIB))
     assert reader.requests(split(100 * MIB, 5 * MIB, MIB)) == []
