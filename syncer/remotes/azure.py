@@ -89,7 +89,7 @@ class _Container:
             read_only_reason="opened anonymously: give credentials" if signer.anonymous else ""
         )
         # Everything it would take from the process's environment is said here.
-        self._reader = AzureStore(
+        self._reader: AzureStore | None = AzureStore(
             container,
             config={
                 "account_name": signer.account.name,
@@ -310,6 +310,7 @@ class _Container:
             await self.http.send(request, self.place(info.key))
 
     async def close(self) -> None:
+        self._reader = None  # its connections end with it
         await self.http.close()
 
 

@@ -82,7 +82,7 @@ class _Bucket:
         self.capabilities = object_capabilities(
             read_only_reason="opened anonymously: give credentials" if signer.anonymous else ""
         )
-        self._reader = GCSStore(
+        self._reader: GCSStore | None = GCSStore(
             bucket,
             config={"base_url": http.endpoint, "skip_signature": signer.anonymous},
             # Else the server decompresses what is stored as gzip, and sizes and ranges differ.
@@ -132,8 +132,11 @@ class _Bucket:
     def _info(self, item: Mapping[str, Any]) -> ObjectInfo:
         """From an object's resource. Raises Garbled."""
         try:
+            # Nothing is what the emulator keeps of a name that was taken away.
             metadata = {
-                str(n).lower(): str(v).encode() for n, v in item.get("metadata", {}).items()
+                str(name).lower(): str(value).encode()
+                for name, value in item.get("metadata", {}).items()
+                if value
             }
             if kind := item.get("contentType"):
                 metadata["content-type"] = str(kind).encode()
@@ -287,6 +290,7 @@ class _Bucket:
         await self.http.send(request, self.place(info.key))
 
     async def close(self) -> None:
+        self._reader = None  # its connections end with it
         await self.http.close()
 
 

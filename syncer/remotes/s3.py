@@ -145,7 +145,7 @@ class _Bucket:
         )
         # Everything it would take from the process's environment is said here.
         endpoint = http.endpoint
-        self._reader = S3Store(
+        self._reader: S3Store | None = S3Store(
             bucket,
             config={
                 "endpoint": endpoint,
@@ -362,6 +362,7 @@ class _Bucket:
         await self._copy(info, request, info.key)
 
     async def close(self) -> None:
+        self._reader = None  # its connections end with it
         await self.http.close()
 
 

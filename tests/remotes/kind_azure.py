@@ -10,7 +10,8 @@ from pathlib import Path
 from syncer.remotes import azure
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.remote import Remote
-from tests.remotes.kinds import Kind, Place, RemotePlace, Server, machinery, utf8_name
+from tests.remotes.filling import ObjectPlace
+from tests.remotes.kinds import Kind, Place, Server, machinery, utf8_name
 from tests.servers.azurite import ACCOUNT, Azurite, azurite
 from tests.servers.proxy import Proxy
 
@@ -34,7 +35,15 @@ class _Server(Server):
         async def opener() -> Remote:
             return await azure.open_remote(f"az://{container}", {}, given)
 
-        return RemotePlace(opener, directories=False)
+        store = self._server.store(container)
+
+        def put(key: str, data: bytes) -> None:
+            try:
+                store.put(key, data)
+            except ValueError:  # obstore knows no such keys
+                self._server.put(container, key, data)
+
+        return ObjectPlace(opener, put)
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
@@ -51,4 +60,10 @@ def _serve(folder: Path) -> Iterator[Server]:
         yield _Server(folder, server, proxy)
 
 
-KIND = Kind("azure", _serve, holds=utf8_name)
+def _holds(name: bytes) -> bool:
+    # Azurite takes a backslash for a slash, and cannot list what XML cannot hold.
+    spaces = b"\t\n\r"
+    return utf8_name(name) and not any(c == 92 or (c < 32 and c not in spaces) for c in name)
+
+
+KIND = Kind("azure", _serve, holds=_holds)

@@ -10,7 +10,8 @@ from pathlib import Path
 from syncer.remotes import gcs
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.remote import Remote
-from tests.remotes.kinds import Kind, Place, RemotePlace, Server, machinery, utf8_name
+from tests.remotes.filling import ObjectPlace
+from tests.remotes.kinds import Kind, Place, Server, machinery, utf8_name
 from tests.servers.fake_gcs import FakeGcs, fake_gcs
 from tests.servers.processes import free_port
 from tests.servers.proxy import Proxy
@@ -35,7 +36,7 @@ class _Server(Server):
         async def opener() -> Remote:
             return await gcs.open_remote(f"gs://{bucket}", {}, given)
 
-        return RemotePlace(opener, directories=False)
+        return ObjectPlace(opener, lambda key, data: self._server.put(bucket, key, data))
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:

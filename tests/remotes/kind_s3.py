@@ -10,28 +10,41 @@ from pathlib import Path
 from syncer.remotes import s3
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.remote import Remote
-from tests.remotes.kinds import Kind, Place, RemotePlace, Server, machinery, utf8_name
+from tests.remotes.filling import ObjectPlace
+from tests.remotes.kinds import Kind, Place, Server, machinery, utf8_name
 from tests.servers.proxy import Proxy
-from tests.servers.seaweedfs import seaweedfs
+from tests.servers.seaweedfs import SeaweedFs, seaweedfs
 
 BUCKET = "conformance"
 
 
 class _Server(Server):
-    def __init__(self, folder: Path, environment: dict[str, str], proxy: Proxy) -> None:
+    def __init__(self, folder: Path, server: SeaweedFs, proxy: Proxy) -> None:
         self._folder = folder
-        self._environment = environment
+        self._server = server
         self._proxy = proxy
+        self._store = server.store(BUCKET)
         self._names = itertools.count()
 
     def place(self, bridge: Bridge) -> Place:
-        url = f"s3://{BUCKET}/place-{next(self._names)}/"
-        given = machinery(bridge, self._folder, environment=self._environment)
+        prefix = f"place-{next(self._names)}/"
+        url = f"s3://{BUCKET}/{prefix}"
+        environment = {
+            **self._server.environment,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._proxy.port}",
+        }
+        given = machinery(bridge, self._folder, environment=environment)
+
+        def put(key: str, data: bytes) -> None:
+            try:
+                self._store.put(key, data)
+            except ValueError:  # obstore knows no such keys
+                self._server.request("PUT", BUCKET, key, body=data).raise_for_status()
 
         async def opener() -> Remote:
             return await s3.open_remote(url, {}, given)
 
-        return RemotePlace(opener, directories=False)
+        return ObjectPlace(opener, put, prefix)
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
@@ -46,11 +59,7 @@ class _Server(Server):
 def _serve(folder: Path) -> Iterator[Server]:
     with seaweedfs() as server, Proxy(server.port) as proxy:
         server.make_bucket(BUCKET)
-        environment = {
-            **server.environment,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
-        }
-        yield _Server(folder, environment, proxy)
+        yield _Server(folder, server, proxy)
 
 
 def _holds(name: bytes) -> bool:

