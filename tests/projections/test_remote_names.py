@@ -80,6 +80,7 @@ def test_what_is_not_shortened_maps_back(name: bytes, is_dir: bool, second: bool
 
 
 @given(names)
+@example(MARKER + b"a/b")
 def test_the_way_back_says_nothing_wrong(local: bytes) -> None:
     back = remote_name(local)
     if back is not None:
