@@ -148,6 +148,11 @@ def test_the_same_listing_again_changes_nothing(
     assert {step.action for step in run(namespace, pages)} <= {Action.KEEP}
 
 
+def test_a_directory_made_here_is_not_taken_for_a_remote_one() -> None:
+    made = Known(b"d", None, Kind.DIRECTORY)
+    assert compare(b"d", Entry(b"top/d/", Kind.DIRECTORY), made).action is Action.CONFLICT
+
+
 def test_an_entry_listed_twice_is_shown_once() -> None:
     listing = Listing()
     entry = Entry(b"..", Kind.FILE)
