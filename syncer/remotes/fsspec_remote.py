@@ -348,9 +348,7 @@ def _entry(key: bytes, info: Mapping[str, Any]) -> Entry:
         key + b"/" if kind is Kind.DIRECTORY and key else key,
         kind,
         size=int(size) if kind is Kind.FILE and size is not None else 0,
-        mtime_ns=next(
-            (ns for name in _TIMES if (ns := _time_ns(info.get(name))) is not None), None
-        ),
+        mtime_ns=next((ns for ns in times if ns is not None), None),
         target=target if isinstance(target, bytes) else _bytes(target) if target else None,
         etag=next((f"{name}:{info[name]}" for name in _ETAGS if info.get(name)), ""),
     )
