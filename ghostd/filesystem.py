@@ -35,6 +35,7 @@ from ghostd.errors import (
 )
 from ghostd.filemap import SIZE_MAX
 from ghostd.inodes import FLAG_LOCAL, FLAG_XATTRS, ROOT_INO, Inode
+from ghostd.orbit_xattrs import PREFIX
 from ghostd.reader import Reader
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
@@ -112,6 +113,7 @@ class Filesystem:
         groups_of: Callable[[int], set[int]],
         now_ns: Callable[[], int] = _kernel_now_ns,
         takes_changes: Callable[[int], bool] = lambda _: False,
+        orbit_xattr: Callable[[Inode, bytes], bytes | None] = lambda *_: None,
     ) -> None:
         self.tree = tree
         self.writeback = writeback
@@ -119,6 +121,7 @@ class Filesystem:
         self._groups_of = groups_of
         self._now_ns = now_ns
         self._takes_changes = takes_changes  # of a projection
+        self._orbit_xattr = orbit_xattr
 
     # --- projections ---------------------------------------------------------------------------
 
@@ -570,6 +573,11 @@ class Filesystem:
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """The value of an attribute. Raises NoAttribute."""
         inode = self.tree.inode(ino)
+        if name.startswith(PREFIX):
+            value = self._orbit_xattr(inode, name) if inode.projection else None
+            if value is None:
+                raise NoAttribute
+            return value
         if not inode.flags & FLAG_XATTRS:
             raise NoAttribute
         value = self.tree.xattrs(inode).get(name)
@@ -595,6 +603,8 @@ class Filesystem:
             return
         if not name.startswith(_NAMESPACES):
             raise NotSupported
+        if name.startswith(PREFIX):
+            raise NotPermitted
         attributes = self.tree.xattrs(inode)
         names_size = sum(len(n) + 1 for n in attributes if n != name) + len(name) + 1
         values_size = sum(len(v) for n, v in attributes.items() if n != name) + len(value)

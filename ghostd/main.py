@@ -22,7 +22,9 @@ from blockstore.options import FetchedOptions
 from blockstore.store import BlockStore, StoreOptions
 from ghostd import copies, fuse_loop
 from ghostd.api import ApiServer
+from ghostd.cache_keeper import PinnedBlocks, keep_cache
 from ghostd.config import Config, load_config, show_config
+from ghostd.configured import reconcile
 from ghostd.control import DaemonControl, Pulse
 from ghostd.facade import DaemonState
 from ghostd.fetch_plan import Limits
@@ -211,6 +213,7 @@ class Daemon:
                 f"Bring the tree back with: ghostd --recover --state {self._state}"
             )
         namespace = Namespace.open(self._state, self._disk)
+        store.set_pinned(PinnedBlocks(namespace))
         # Its descriptor of the database file may be closed only after the database has been.
         keepers = stack.enter_context(ExitStack())
         stack.callback(namespace.close)
@@ -254,12 +257,13 @@ class Daemon:
             ReadOptions(config.read.read_ahead_bytes, config.read.deadline_s),
             projected.entangler,
         )
-        filesystem = Filesystem(
+        filesystem = self._filesystem = Filesystem(
             tree,
             writeback,
             self._reader,
             groups_of=supplementary_groups,
             takes_changes=projected.projections.takes_changes,
+            orbit_xattr=projected.xattr,
         )
         self._operations = Operations(
             filesystem,
@@ -318,6 +322,10 @@ class Daemon:
             await nursery.start(self._reader.run)
             await nursery.start(self._projected.run)
             nursery.start_soon(self._invalidator.run)
+            nursery.start_soon(keep_cache, self._store, self._threads)
+            nursery.start_soon(
+                reconcile, self._projected.projections, self._filesystem, self._config.projections
+            )
             nursery.start_soon(self._flusher.run)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._copy_regularly)

@@ -8,6 +8,7 @@ simulated one) both are the same.
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -116,6 +117,7 @@ class Namespace:
         self._disk = disk
         self._log_suspect = False
         self._snapshots = 0
+        self._counting = threading.Lock()
         self._find = "SELECT cookie, ino FROM dirents WHERE parent = ? AND name = ?"
         self._load = f"SELECT {INODE_COLUMNS} FROM inodes WHERE ino = ?"  # noqa: S608  a constant
         columns = ", ".join(f"i.{c.strip()}" for c in INODE_COLUMNS.split(","))
@@ -384,10 +386,12 @@ class Namespace:
     def snapshot(self) -> apsw.Connection:
         """A connection that goes on seeing the tree as it is now; give it back to `end_snapshot`.
 
+        For any thread.
+
         On the simulated disk it is the only connection: nothing may be committed meanwhile.
         """
         if self._shared:
-            self._snapshots += 1
+            self._count(1)
             return self._writer
         try:
             connection = connect(self.path, self._disk, cache_kib=4_096, read_only=True)
@@ -395,12 +399,16 @@ class Namespace:
             connection.execute("SELECT value FROM meta").fetchall()  # the snapshot is taken here
         except apsw.Error as error:
             raise translated(error, self.path) from error
-        self._snapshots += 1
+        self._count(1)
         return connection
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._snapshots += change
 
     def end_snapshot(self, connection: apsw.Connection) -> None:
         """The counterpart of `snapshot`."""
-        self._snapshots -= 1
+        self._count(-1)
         if not self._shared:
             connection.close()
 

@@ -15,7 +15,9 @@ from blockstore.store import BlockStore
 from ghostd.entangler import Entangler
 from ghostd.fetch_plan import Limits
 from ghostd.fetcher import Fetcher
+from ghostd.inodes import Inode
 from ghostd.listings import ListingOptions, Listings
+from ghostd.orbit_xattrs import orbit_xattr
 from ghostd.projection import Projection
 from ghostd.projections import OpenRemote, Projections
 from ghostd.remote_rows import VersionRow
@@ -53,6 +55,7 @@ class Projected:
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.tree = tree
+        self._store = store
         self.remover = Remover(tree, writeback, invalidate)
         self.fetcher = Fetcher(
             tree.remote,
@@ -98,6 +101,13 @@ class Projected:
         finally:
             self._nursery = None
             await self.projections.close()
+
+    def xattr(self, inode: Inode, name: bytes) -> bytes | None:
+        """`user.orbit.*` of an inode of a projection."""
+        projection = self.projections.get(inode.projection)
+        if projection is None:
+            return None
+        return orbit_xattr(self.tree, projection, inode, name, self._store.resident)
 
     def _changed(self, projection: Projection, row: VersionRow) -> None:
         """A read found out that a file is of another version now: let new opens see it."""

@@ -58,6 +58,7 @@ class Setting:
         self.clock = Clock()
         self.fail: Exception | None = None
         self.gate: trio.Event | None = None
+        self.roomy = ROOMY  # how the store is run
 
     async def _count(self, method: str, _: bytes) -> None:
         self.requests[method] += 1
@@ -77,7 +78,7 @@ class Setting:
             self.disk,
             remotes,
             clock=self.clock,
-            store=ROOMY,
+            store=self.roomy,
             **options,  # type: ignore[arg-type]
         )
 
