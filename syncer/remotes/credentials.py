@@ -152,8 +152,8 @@ class Credentials:
             return
         except OSError as error:
             raise Denied(f"{self._path}: cannot be read: {error.strerror}") from None
-        with open(handle, "rb") as file:  # noqa: PTH123 - what was opened is what is checked
-            found = os.fstat(handle)
+        try:
+            found = os.fstat(handle)  # of what was opened, whatever the name stands for by now
             state = (
                 found.st_dev,
                 found.st_ino,
@@ -164,7 +164,9 @@ class Credentials:
             if state == self._read_as:
                 return
             self._check_owner(found)
-            content = file.read(_SIZE_MAX)
+            content = os.pread(handle, _SIZE_MAX, 0)
+        finally:
+            os.close(handle)
         try:
             tables = tomllib.loads(content.decode())
         except tomllib.TOMLDecodeError as error:

@@ -23,6 +23,7 @@ _HOST = re.compile(
     r"(\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[^\s\x00-\x20\x7f/\\@:\[\]<>\"'`{|}^]*)(?::(\d*))?"
 )
 _LOGIN = re.compile(r"//[^/@]*:[^/]*@")  # somebody's password in a chained URL
+_PORTLESS = re.compile(r":(?!\d*\Z)[^\]]*\Z")  # ends in what looks like a port and is none
 _CASED = frozenset({"s3", "az", "gs"})  # their host is a bucket: its case counts
 _SECRET = re.compile(
     r"pass(word|wd|phrase)?$|secret|token|signature|^sig$|credential|(api|access|account|private)_?key"
@@ -89,7 +90,7 @@ class RemoteUrl:
                 raise BadUrl(f"{scheme}://… has a password in it: {CREDENTIALS_CURE}")
             return cls(scheme, None, "", None, _decoded(rest), "", text)
         authority, slash, path = rest.partition("/")
-        if "@" in path and ":" in authority.rpartition("]")[2] and not authority[-1].isdigit():
+        if "@" in path and _PORTLESS.search(authority):
             # A password with a slash in it: what stands before the slash is no host and port.
             raise BadUrl(f"{scheme}://… has a password in it: {CREDENTIALS_CURE}")
         user, host, port = _parse_authority(scheme, authority)
@@ -121,7 +122,8 @@ def _parse_authority(scheme: str, authority: str) -> tuple[str | None, str, int 
     matched = _HOST.fullmatch(place)
     # A leading dash would be an option to a program that is given the host.
     if matched is None or place.startswith("-"):
-        raise BadUrl(f"{scheme}://{place}: {place!r} is no host")
+        shown = place if place.startswith("[") else place.partition(":")[0]
+        raise BadUrl(f"{scheme}://{shown}…: expected a host, or a host and a port, before the path")
     host, digits = matched[1], matched[2]
     if scheme not in _CASED:
         host = host.lower()
