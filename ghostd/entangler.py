@@ -12,6 +12,7 @@ import trio
 
 from blockstore.ids import ChunkId
 from ghostd.errors import RemoteVersionGone
+from ghostd.fetch_plan import blocks_wanted
 from ghostd.fetcher import Fetcher
 from ghostd.filemap import Extent
 from ghostd.inodes import Inode
@@ -137,6 +138,12 @@ class Entangler:
         row = self._rows.versions.get(inode.base)
         if projection is None or row is None:
             raise RemoteVersionGone("the projection that the file came from has been taken away")
+        # A small file comes whole, in one request.
+        size = projection.row.block_bytes
+        wanted = blocks_wanted(numbers[0] * size, (numbers[-1] + 1) * size, row.size, size)
+        if len(wanted) > len(numbers):
+            more = (n for n in wanted if self._rows.block(inode.base, n) is None)
+            numbers = sorted({*numbers, *more})
         with trio.move_on_after(self._deadline_s):
             return await self._fetcher.demand(projection, inode.base, row, numbers)
         error = Unreachable(

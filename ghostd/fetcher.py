@@ -87,6 +87,7 @@ class Fetcher:
         changed: Callable[[Projection, VersionRow], None],
         limits: Limits,
         ahead_bytes_max: int,
+        kernel_ahead_bytes: int,
     ) -> None:
         self._rows = rows
         self._store = store
@@ -95,7 +96,7 @@ class Fetcher:
         # Remotes are named by their projection, versions by their id.
         self._plan: FetchPlan[int, int] = FetchPlan(limits)
         self._sources: dict[int, tuple[Projection, VersionRow]] = {}  # of what is queued
-        self._policy = EvidencePolicy(window_bytes_max=ahead_bytes_max)
+        self._policy = EvidencePolicy(ahead_bytes_max, kernel_ahead_bytes)
         self._patterns: OrderedDict[int, ReadPattern] = OrderedDict()
         self._directory_policy = DirectoryPolicy()
         self._directories: OrderedDict[tuple[int, bytes], DirectoryPattern] = OrderedDict()

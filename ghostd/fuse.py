@@ -25,7 +25,9 @@ from ghostd import errors
 from ghostd.filesystem import NAME_MAX, AttributeChanges, Caller, Filesystem
 from ghostd.inodes import ROOT_INO, Inode
 from ghostd.listings import Listings
+from ghostd.orbit_xattrs import PREFIX
 from ghostd.reader import ReadTimeout
+from ghostd.remote_files import RemoteFiles
 from syncer.remotes.errors import Busy, Changed, Denied, Missing, RemoteError, Unreachable
 
 log = structlog.get_logger(__name__)
@@ -197,6 +199,7 @@ class Operations(pyfuse3.Operations):
         self,
         filesystem: Filesystem,
         listings: Listings,
+        remote_files: RemoteFiles,
         *,
         attr_timeout_s: float,
         entry_timeout_s: float,
@@ -204,6 +207,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.fs = filesystem
         self._listings = listings
+        self._remote_files = remote_files
         self.counters = RequestCounters()
         self._timeouts = (attr_timeout_s, entry_timeout_s)
         self._directories: dict[int, _OpenDirectory] = {}
@@ -256,6 +260,10 @@ class Operations(pyfuse3.Operations):
             missing.st_ino = 0
             missing.entry_timeout = timeouts[1]
             return missing
+        if self._remote_files.is_root(inode):
+            await self._remote_files.renew_root(inode)
+            left_s = self._remote_files.age_left_s(inode)
+            timeouts = (left_s, min(timeouts[1], left_s))
         self.fs.tree.lookups.add(inode.ino)
         return _attributes(inode, timeouts)
 
@@ -363,8 +371,9 @@ class Operations(pyfuse3.Operations):
     @_door
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
         writing = flags & os.O_ACCMODE != os.O_RDONLY
+        renewed = await self._remote_files.renew_root(self.fs.tree.inode(inode))
         self.fs.open(inode, writing=writing, truncate=bool(flags & os.O_TRUNC))
-        return FileInfo(fh=inode)
+        return FileInfo(fh=inode, keep_cache=not renewed)
 
     @_door
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
@@ -472,11 +481,21 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        return self.fs.getxattr(inode, name)
+        try:
+            return self.fs.getxattr(inode, name)
+        except errors.NoAttribute:
+            if not name.startswith(b"user.") or name.startswith(PREFIX):
+                raise
+        value = (await self._remote_files.metadata(self.fs.tree.inode(inode))).get(name)
+        if value is None:
+            raise errors.NoAttribute
+        return value
 
     @_door
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return self.fs.listxattr(inode, _caller(ctx))
+        names = self.fs.listxattr(inode, _caller(ctx))
+        of_remote = await self._remote_files.listed_metadata(self.fs.tree.inode(inode))
+        return list(dict.fromkeys([*names, *of_remote]))
 
     @_door
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -163,6 +163,7 @@ def _projected_options(config: Config) -> ProjectedOptions:
     return ProjectedOptions(
         read_deadline_s=config.read.deadline_s,
         ahead_bytes_max=remotes.read_ahead_bytes_max,
+        kernel_ahead_bytes=config.mount.read_ahead_kib << 10,
         listing=ListingOptions(remotes.listing_deadline_s, remotes.stale_wait_s),
         fetching=Limits(
             slots=slots,
@@ -268,6 +269,7 @@ class Daemon:
         self._operations = Operations(
             filesystem,
             projected.listings,
+            projected.files,
             attr_timeout_s=config.mount.attr_timeout_s,
             entry_timeout_s=config.mount.entry_timeout_s,
         )

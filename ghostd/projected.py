@@ -20,6 +20,7 @@ from ghostd.listings import ListingOptions, Listings
 from ghostd.orbit_xattrs import orbit_xattr
 from ghostd.projection import Projection
 from ghostd.projections import OpenRemote, Projections
+from ghostd.remote_files import RemoteFiles
 from ghostd.remote_rows import VersionRow
 from ghostd.remover import Remover
 from ghostd.threads import Threads
@@ -35,6 +36,7 @@ class ProjectedOptions:
 
     read_deadline_s: float = 30.0
     ahead_bytes_max: int = 32 << 20
+    kernel_ahead_bytes: int = 4 << 20  # the mount's own read-ahead
     listing: ListingOptions = field(default_factory=ListingOptions)
     fetching: Limits = field(default_factory=Limits)
 
@@ -55,6 +57,7 @@ class Projected:
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.tree = tree
+        self.invalidate = invalidate
         self._store = store
         self.remover = Remover(tree, writeback, invalidate)
         self.fetcher = Fetcher(
@@ -64,6 +67,7 @@ class Projected:
             changed=self._changed,
             limits=options.fetching,
             ahead_bytes_max=options.ahead_bytes_max,
+            kernel_ahead_bytes=options.kernel_ahead_bytes,
         )
         self.projections = Projections(
             tree,
@@ -85,6 +89,12 @@ class Projected:
         )
         self.entangler = Entangler(
             tree.remote, self.fetcher, self.projections.get, options.read_deadline_s
+        )
+        self.files = RemoteFiles(
+            tree,
+            self.projections.get,
+            now_ns=now_ns,
+            deadline_s=options.listing.deadline_s,
         )
         self._nursery: trio.Nursery | None = None
 

@@ -12,6 +12,8 @@ from ghostd.remote_rows import ProjectionRow
 from syncer.remotes.remote import Entry, Remote
 
 _CONFLICTS_MAX: Final = 1_000
+# Options of the projection itself; all others are the remote's.
+OWN_OPTIONS: Final = ("owner", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,14 @@ class Projection:
         self.remote = remote
         self._uid = uid
         self._gid = gid
-        self._remote_owner = json.loads(row.options).get("owner", "remote") == "remote"
+        options = json.loads(row.options)
+        self._remote_owner = options.get("owner", "remote") == "remote"
+        # Newer versions of ls list the attributes of every file, which would be a request for each.
+        self.lists_metadata = options.get("metadata") == "list"
         self.left_out = 0  # entries that cannot be shown: devices, sockets, unreadable links
         self.conflicts: set[int] = set()  # inodes changed here and at the remote
         self.error = ""  # of the last call that failed; "" when the last one did not
+        self.error_kind = ""  # the name of its class
         self.error_at = 0.0  # seconds since 1970
         self.stale = False  # a listing is shown that the remote could not renew
 
@@ -70,6 +76,7 @@ class Projection:
     def failed(self, error: OrbitError, *, stale: bool = False) -> None:
         """The remote has not, or not well."""
         self.error = str(error)
+        self.error_kind = type(error).__name__
         self.error_at = time.time()
         self.stale = self.stale or stale
 

@@ -21,7 +21,7 @@ from ghostd.errors import (
     NotFound,
 )
 from ghostd.inodes import ROOT_INO, Inode
-from ghostd.projection import Projection
+from ghostd.projection import OWN_OPTIONS, Projection
 from ghostd.remote_rows import DirRow, ProjectionRow, VersionRow
 from ghostd.remover import Remover
 from ghostd.tree import Tree
@@ -111,7 +111,7 @@ class Projections:
                 self._remover.remove_projection(row)
                 continue
             try:
-                remote = await self._open_remote(row.url, json.loads(row.options))
+                remote = await self._open_remote(row.url, _for_remote(json.loads(row.options)))
             except OrbitError as error:
                 log.warning("a projection cannot be opened", url=row.url, error=str(error))
                 remote = cast("Remote", _Broken(row.url, error))
@@ -143,8 +143,7 @@ class Projections:
         """
         _check(wanted)
         async with self._lock:
-            options = {k: v for k, v in wanted.options.items() if k != "owner"}
-            remote = await self._open_remote(wanted.url, options)
+            remote = await self._open_remote(wanted.url, _for_remote(wanted.options))
             try:
                 entry = await self._first_look(remote)
                 return await self._attach(wanted, remote, entry)
@@ -340,6 +339,10 @@ def _no_projection(path: bytes) -> str:
     return f"{printable(path)} is not the root of a projection; see orbit-ctl projections"
 
 
+def _for_remote(options: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if name not in OWN_OPTIONS}
+
+
 def _check(wanted: Wanted) -> None:
     if wanted.mode not in MODES:
         raise ProjectionRefused(f"mode {wanted.mode!r}: there are {' and '.join(MODES)}")
@@ -352,6 +355,8 @@ def _check(wanted: Wanted) -> None:
     uid, _, gid = owner.partition(":")
     if owner != "remote" and not (uid.isdecimal() and gid.isdecimal()):
         raise ProjectionRefused("option owner: `remote`, or UID:GID as numbers")
+    if wanted.options.get("metadata", "ask") not in {"ask", "list"}:
+        raise ProjectionRefused("option metadata: `ask` (by name only), or `list`")
 
 
 class _Broken:
