@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 
 from syncer.remotes.errors import Changed, Exists, Garbled, Missing, Unreachable, Unsupported
+from syncer.remotes.keys import components
 from syncer.remotes.local import (
     entry_of,
     read_metadata,
@@ -39,14 +40,6 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
 Spot = tuple[int, bytes]  # an open directory and a name in it
-
-
-def _components(key: bytes) -> list[bytes]:
-    names = key.removesuffix(b"/").split(b"/") if key else []
-    for name in names:
-        if name in {b"", b".", b".."} or b"\0" in name:
-            raise Unsupported(f"{key!r}: no file can be called {name!r}")
-    return names
 
 
 @contextlib.contextmanager
@@ -135,7 +128,7 @@ class Folder:
             with _opened(folder, _DIRECTORY) as handle:
                 yield handle, name or b"."
         else:
-            names = _components(key)
+            names = components(key)
             with self._directory(names[:-1], make=make) as handle:
                 yield handle, names[-1]
 
@@ -195,7 +188,7 @@ class Folder:
     def open_directory(self, key: bytes) -> int:
         """An open directory, for the caller to close."""
         try:
-            with self._directory(_components(key)) as handle:
+            with self._directory(components(key)) as handle:
                 return os.dup(handle)
         except NotADirectoryError:
             self.stat(key.removesuffix(b"/"))  # there is nothing at all: Missing
@@ -282,7 +275,7 @@ class Listing:
             return page
 
     def _entry(self, name: bytes) -> Entry:
-        key = b"".join(part + b"/" for part in _components(self._key)) + name
+        key = b"".join(part + b"/" for part in components(self._key)) + name
         found = os.stat(name, dir_fd=self._handle, follow_symlinks=False)
         entry = entry_of(key, found)
         if entry.kind is Kind.SYMLINK:
