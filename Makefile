@@ -21,7 +21,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 TESTED := $(VENV)/.test-tools
 LOCKS  := requirements-build.lock requirements.lock requirements-dev.lock
-CODE   := blockstore ghostd syncer cli orbit_socket.py
+CODE   := blockstore ghostd syncer cli orbit_paths.py orbit_socket.py
 
 .PHONY: help setup setup-test mount unmount test test-systemd lint format check bench soak \
         docs locks install uninstall clean

@@ -6,7 +6,6 @@ sentence for people, and what to do, which may be empty.
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -17,11 +16,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from blockstore.errors import OrbitError, StorageFull
+from blockstore.errors import OrbitError
 from ghostd import facade
 from ghostd.api_gate import problem
+from ghostd.api_problems import answer_of
+from ghostd.api_projections import add_projections
 from ghostd.facade import Control
-from ghostd.flights import Busy, SingleFlight
+from ghostd.flights import SingleFlight
 from ghostd.metrics import exposition
 
 DAY_S: Final = 86_400.0
@@ -82,6 +83,7 @@ def build_app(control: Control, nursery: trio.Nursery) -> FastAPI:
     )
     _add_questions(app, control)
     _add_calls(app, control, nursery)
+    add_projections(app, control)
     _add_problems(app)
     return app
 
@@ -156,20 +158,11 @@ def _answer(status: int, error: str, message: str, hint: str = "") -> Response:
     return Response(problem(error, message, hint), status, media_type="application/problem+json")
 
 
-def _word(error: Exception) -> str:
-    """StorageFull -> storage_full."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
-
-
 def _add_problems(app: FastAPI) -> None:
     @app.exception_handler(OrbitError)
     async def expected(_request: Request, error: OrbitError) -> Response:
-        if isinstance(error, Busy):
-            return _answer(409, "busy", str(error))
-        if isinstance(error, StorageFull):
-            hint = "free space on the disk of the state folder"
-            return _answer(507, "storage_full", str(error), hint)
-        return _answer(500, _word(error), str(error), "`orbit-ctl status` shows what is wrong")
+        answer = answer_of(error)
+        return _answer(answer.status, answer.word, str(error), answer.hint)
 
     @app.exception_handler(TimeoutError)
     async def timeout(_request: Request, error: TimeoutError) -> Response:

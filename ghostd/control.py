@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
-import trio
-
-from blockstore.errors import OrbitError
 from ghostd.facade import (
     CheckReport,
     CollectReport,
@@ -29,10 +24,12 @@ from ghostd.facade import (
 )
 from ghostd.flusher import Flusher
 from ghostd.fuse import RequestCounters
+from ghostd.in_loop import DaemonGone, InLoop
 from ghostd.keeper import Keeper
+from ghostd.projection_facade import ProjectionCalls
 from ghostd.reader import Reader
 
-T = TypeVar("T")
+__all__ = ["DaemonControl", "DaemonGone", "Pulse"]
 
 _LAG_WARNING_S = 5.0
 _COMMIT_WARNING_S = 30.0
@@ -68,7 +65,9 @@ class DaemonControl:
         pulse: Pulse,
         waste_max: float,
         stop: Callable[[], None],
+        projections: ProjectionCalls | None = None,
     ) -> None:
+        self.projections = projections
         self.state = DaemonState.STARTING
         self._mount = mount
         self._folder = folder
@@ -79,7 +78,7 @@ class DaemonControl:
         self._pulse = pulse
         self._waste_max = waste_max
         self._stop = stop
-        self._token = trio.lowlevel.current_trio_token()
+        self._loop = InLoop()
         self._free_bytes = 0
 
     def note_free_space(self) -> None:
@@ -118,6 +117,7 @@ class DaemonControl:
             stored_bytes=store.pack_bytes,
             damaged_chunks=store.damaged_chunks,
             damaged_files=len(self._reader.damaged_inodes),
+            remotes=() if self.projections is None else self.projections.problems(),
             warnings=tuple(self._warnings(lag, commit)),
         )
 
@@ -166,7 +166,8 @@ class DaemonControl:
                 "dedup_hits": store.dedup_hits,
                 "chunk_cache_hits": store.cache_hits,
                 "chunk_cache_misses": store.cache_misses,
-            },
+            }
+            | ({} if self.projections is None else self.projections.counters()),
             gauges={
                 "dirty_bytes": tree.unstored,
                 "dirty_ops": tree.dirty_ops,
@@ -180,7 +181,8 @@ class DaemonControl:
                 "chunk_cache_bytes": store.cache_bytes,
                 "damaged_chunks": store.damaged_chunks,
                 "resident_bytes": _resident_bytes(),
-            },
+            }
+            | ({} if self.projections is None else self.projections.gauges()),
         )
 
     # --- blocking, from the API's worker threads --------------------------------------------------
@@ -188,41 +190,21 @@ class DaemonControl:
     def flush(self, timeout_s: float) -> FlushReport:
         """See facade.Control."""
         began = time.monotonic()
-        self._in_loop(self._flusher.flush, timeout_s)
+        self._loop.wait(self._flusher.flush, timeout_s)
         return FlushReport(time.monotonic() - began)
 
     def check(self, *, data: bool) -> CheckReport:
         """See facade.Control."""
-        return self._in_loop(lambda: self._keeper.check(data=data))
+        return self._loop.wait(lambda: self._keeper.check(data=data))
 
     def collect(self, *, dry_run: bool, waste_max: float | None) -> CollectReport:
         """See facade.Control."""
         limit = self._waste_max if waste_max is None else waste_max
-        return self._in_loop(lambda: self._keeper.collect(limit, dry_run=dry_run))
+        return self._loop.wait(lambda: self._keeper.collect(limit, dry_run=dry_run))
 
     def stop(self) -> None:
         """See facade.Control."""
-        with suppress(trio.RunFinishedError):  # it has stopped already
-            self._token.run_sync_soon(self._stop)
-
-    def _in_loop(self, call: Callable[[], Awaitable[T]], timeout_s: float = float("inf")) -> T:
-        async def bounded() -> T:
-            with trio.fail_after(timeout_s):
-                return await call()
-
-        try:
-            return trio.from_thread.run(bounded, trio_token=self._token)
-        except trio.TooSlowError:
-            raise TimeoutError(
-                f"not done within {timeout_s:g} s; it goes on in the daemon"
-            ) from None
-        except (trio.RunFinishedError, trio.Cancelled):
-            # Cancelled: the loop's end overtook the call, which waited for one of its tasks.
-            raise DaemonGone("the daemon is stopping") from None
-
-
-class DaemonGone(OrbitError):
-    """The filesystem's loop has ended."""
+        self._loop.soon(self._stop)
 
 
 def _resident_bytes() -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from ghostd.projection_facade import ProjectionCalls, RemoteProblem
+
 
 class DaemonState(StrEnum):
     """Where the daemon is in its life."""
@@ -53,6 +55,7 @@ class Status:
     stored_bytes: int | None = None  # what the packs occupy
     damaged_chunks: int = 0  # found in this run
     damaged_files: int = 0
+    remotes: tuple[RemoteProblem, ...] = ()  # those that do not answer, or not well
     warnings: tuple[str, ...] = ()
 
 
@@ -141,6 +144,8 @@ class Control(Protocol):
 
     The blocking methods raise `OrbitError` (the message is shown to the user) and `TimeoutError`.
     """
+
+    projections: ProjectionCalls | None  # None: this daemon has none and takes none
 
     def status(self) -> Status:
         """Return at once, from memory, without taking a lock that I/O is done under."""

@@ -36,6 +36,16 @@ def status_metrics(status: Status) -> Iterator[Metric]:
     yield _gauge("free_bytes", "Free in the state folder.", status.free_bytes)
     yield _gauge("damaged_chunks", "Found damaged in this run.", status.damaged_chunks)
     yield _gauge("damaged_files", "Found damaged in this run.", status.damaged_files)
+    remotes = GaugeMetricFamily(
+        f"{PREFIX}_remote_problem_seconds",
+        "Since the last failure of a remote that does not answer well.",
+        labels=["url", "state"],
+    )
+    # Two projections may show one URL; a metric has each set of labels once.
+    worst = {(each.url, each.state): each.since_s for each in status.remotes}
+    for (url, state), since_s in worst.items():
+        remotes.add_metric([url, state], since_s)
+    yield remotes
     commits = CounterMetricFamily(f"{PREFIX}_commits", "Commits that succeeded.")
     commits.add_metric([], status.commit.count)
     yield commits

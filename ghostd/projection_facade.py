@@ -79,6 +79,7 @@ class Refreshed:
 
     directories: int
     files: int
+    waiting: str  # why the remote has not told yet; empty: it has
     seconds: float
 
 
