@@ -42,7 +42,7 @@ from syncer.remotes.remote import (
     Version,
 )
 from syncer.remotes.threads import Threads
-from syncer.remotes.url import CREDENTIALS_CURE, RemoteUrl, is_secret_name
+from syncer.remotes.url import CREDENTIALS_CURE, RemoteUrl, check_options
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +62,6 @@ async def open_remote(url: str, options: Mapping[str, str], machinery: Machinery
     """
     await trio.lowlevel.checkpoint()
     parsed = RemoteUrl.parse(url)
-    for name in options:
-        if is_secret_name(name):
-            raise BadUrl(f"{parsed}: the option {name!r} is a secret: {CREDENTIALS_CURE}")
     inner = parsed.text[len("fsspec+") :]
     protocol = inner.partition("://")[0]
     try:
@@ -73,7 +70,37 @@ async def open_remote(url: str, options: Mapping[str, str], machinery: Machinery
         raise BadUrl(f"{parsed}: {error}") from None
     except ValueError:
         raise BadUrl(f"{parsed}: fsspec knows no protocol {protocol!r}") from None
-    return FsspecRemote(parsed, inner, kind, dict(options), machinery)
+    known = _options(kind)
+    check_options(parsed, options, known)
+    typed = {name: _typed(parsed, name, text, known[name]) for name, text in options.items()}
+    return FsspecRemote(parsed, inner, kind, typed, machinery)
+
+
+def _options(kind: type) -> dict[str, object]:
+    """The options that a filesystem's constructor names, and their defaults."""
+    found: dict[str, object] = {}
+    for each in reversed(kind.__mro__):
+        if "__init__" in vars(each):
+            for parameter in inspect.signature(each.__init__).parameters.values():  # type: ignore[misc]
+                if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
+                    found[parameter.name] = parameter.default
+    for reserved in ("self", "asynchronous", "loop"):
+        found.pop(reserved, None)
+    return found
+
+
+def _typed(url: RemoteUrl, name: str, text: str, default: object) -> str | int | bool:
+    """An option's value, of the kind of its default."""
+    if isinstance(default, bool):
+        if text not in {"true", "false"}:
+            raise BadUrl(f"{url}: {name} is true or false")
+        return text == "true"
+    if isinstance(default, int):
+        try:
+            return int(text)
+        except ValueError:
+            raise BadUrl(f"{url}: {name} is a number") from None
+    return text
 
 
 class FsspecRemote:
@@ -84,7 +111,7 @@ class FsspecRemote:
         url: RemoteUrl,
         inner: str,
         kind: Any,
-        options: dict[str, str],
+        options: Mapping[str, str | int | bool],
         machinery: Machinery,
     ) -> None:
         self._url = url
@@ -131,6 +158,8 @@ class FsspecRemote:
             return self._opened
 
     async def _async_filesystem(self) -> tuple[Any, str]:
+        if self._closed:
+            raise Unsupported(f"{self._url}: the remote has been closed")
         if self._opened is None:
             options = {**self._kind._get_kwargs_from_urls(self._inner), **self._storage_options()}  # noqa: SLF001
             # No await between: one filesystem, in the loop that uses it.
