@@ -144,7 +144,7 @@ class AwsSigner:
         raise Denied(
             "there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run "
             f"`aws configure`, {CREDENTIALS_CURE}, or use the option anonymous=true for public "
-            "data or credentials=instance on a machine of AWS"
+            "data or identity=instance on a machine of AWS"
         )
 
     async def _ask_metadata(self) -> AwsKeys:

@@ -36,7 +36,7 @@ from syncer.remotes.object_options import (
     yes_or_no,
 )
 from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
-from syncer.remotes.objects import Condition, Listed, ObjectInfo, ObjectRemote
+from syncer.remotes.objects import Condition, Listed, ObjectInfo, ObjectRemote, TooLarge
 from syncer.remotes.remote import Remote
 from syncer.remotes.url import RemoteUrl, check_options
 
@@ -211,7 +211,7 @@ class _Container:
         if end is None:
             found = await self.head(key)
             if found.size > size_max:
-                raise Unsupported(f"{place} is larger than {size_max} bytes")
+                raise TooLarge(f"{place} is larger than {size_max} bytes")
             etag, end = etag or found.etag, found.size
         request = self.request("GET", key)
         if etag:

@@ -1,6 +1,6 @@
 """Google Cloud Storage: `gs://bucket/prefix`.
 
-Options: `endpoint`, `anonymous`, `credentials=instance` (ask the instance's metadata). Requests
+Options: `endpoint`, `anonymous`, `identity=instance` (ask the instance's metadata). Requests
 follow cloud.google.com/storage/docs/json_api, bytes are read through the XML interface, as obstore
 does. An object's generation is its etag here: it pins reads and conditions writes alike.
 """
@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from obstore.store import GCSStore
 
-from syncer.remotes.errors import BadUrl, Changed, Garbled, RemoteError, Unsupported
+from syncer.remotes.errors import BadUrl, Changed, Garbled, RemoteError
 from syncer.remotes.google_credentials import GoogleSigner
 from syncer.remotes.machinery import Machinery
 from syncer.remotes.object_http import Answer, ObjectHttp, Request, iso_date_ns, quoted
@@ -32,11 +32,11 @@ from syncer.remotes.object_options import (
     yes_or_no,
 )
 from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
-from syncer.remotes.objects import Condition, Listed, ObjectInfo, ObjectRemote
+from syncer.remotes.objects import Condition, Listed, ObjectInfo, ObjectRemote, TooLarge
 from syncer.remotes.remote import Remote
 from syncer.remotes.url import RemoteUrl, check_options
 
-OPTIONS = ("endpoint", "anonymous", "credentials")
+OPTIONS = ("endpoint", "anonymous", "identity")
 ENDPOINT = "https://storage.googleapis.com"
 PART_BYTES = 16 << 20  # one after the other: larger than those that go side by side
 PARTS_MAX = 1 << 20
@@ -51,13 +51,13 @@ async def open_remote(url: str, options: Mapping[str, str], machinery: Machinery
     check_options(parsed, options, OPTIONS)
     bucket, path = bucket_and_path(parsed, "bucket")
     anonymous = yes_or_no(parsed, options, "anonymous", default=False)
-    if options.get("credentials", "") not in {"", "instance"}:
-        raise BadUrl(f"{parsed}: the option credentials can only be: instance")
+    if options.get("identity", "") not in {"", "instance"}:
+        raise BadUrl(f"{parsed}: the option identity can only be: instance")
     emulator = machinery.environment.get("STORAGE_EMULATOR_HOST", "")
     if emulator and "://" not in emulator:
         emulator = f"http://{emulator}"
     endpoint = checked_endpoint(parsed, options.get("endpoint") or emulator or ENDPOINT)
-    instance = options.get("credentials") == "instance"
+    instance = options.get("identity") == "instance"
     signer = GoogleSigner(parsed, machinery, instance=instance, anonymous=anonymous)
     http = ObjectHttp(endpoint, signer, machinery, str(parsed))
     store = _Bucket(str(parsed), bucket, http, signer, machinery)
@@ -182,7 +182,7 @@ class _Bucket:
         if etag and info.etag != etag:
             raise Changed(f"{place}: is not the version asked for any more")
         if end is None and info.size > size_max:
-            raise Unsupported(f"{place} is larger than {size_max} bytes")
+            raise TooLarge(f"{place} is larger than {size_max} bytes")
         request = self._request("GET", key, alt="media", generation=info.etag)
         request.headers["accept-encoding"] = "gzip"
         answer = await get_plainly(

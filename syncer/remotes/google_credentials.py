@@ -124,7 +124,7 @@ class GoogleSigner:
         raise Denied(
             f"{self._url}: there are no Google credentials: set GOOGLE_APPLICATION_CREDENTIALS, "
             f"run `gcloud auth application-default login`, {CREDENTIALS_CURE}, or use the option "
-            "anonymous=true for public data or credentials=instance on a machine of Google"
+            "anonymous=true for public data or identity=instance on a machine of Google"
         )
 
     async def _from_file(self, path: Path) -> Token:

@@ -19,7 +19,7 @@ from syncer.remotes.object_http import (
     seconds_ns,
     strong_etag,
 )
-from syncer.remotes.objects import ObjectInfo
+from syncer.remotes.objects import ObjectInfo, TooLarge
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -75,6 +75,8 @@ def translated(error: Exception, place: str, http: ObjectHttp) -> RemoteError:
     if status is not None:
         body = text[status.end() :].encode()
         return http.refused(Answer(int(status[1]), {}, body), place)
+    if "redirect without LOCATION" in text:
+        return http.refused(Answer(301, {}, b""), place)
     if isinstance(error, FileNotFoundError):
         return Missing(f"{place}: there is no such object")
     if isinstance(error, PreconditionError):
@@ -107,7 +109,7 @@ async def get(
             result = await obstore.get_async(store, key.decode(), options=cast("Any", options))
             meta = result.meta
             if end is None and meta["size"] > size_max:
-                raise Unsupported(f"{place} is larger than {size_max} bytes")
+                raise TooLarge(f"{place} is larger than {size_max} bytes")
             data = bytes(await result.bytes_async())
         except (BaseError, OSError, ValueError) as error:
             raise translated(error, place, http) from None

@@ -55,6 +55,10 @@ CONTENT_TYPE = "content-type"  # the one piece of metadata that is not the user'
 _log = logging.getLogger(__name__)
 
 
+class TooLarge(Unsupported):
+    """An object is larger than it may be to be read whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """What a store says of one object."""
@@ -117,7 +121,7 @@ class Store(Protocol):
     ) -> tuple[ObjectInfo, bytes]:
         """Bytes from `start` up to `end` (None: all, if they are at most `size_max`).
 
-        Raises Changed where `etag` is not "" and not the object's, Unsupported for what is larger.
+        Raises Changed where `etag` is not "" and not the object's, TooLarge.
         """
 
     def md5_of_etag(self, etag: str) -> bytes | None:
@@ -339,21 +343,15 @@ class ObjectRemote:
             )
         except Missing as error:
             raise Changed(str(error)) from None
-        except Unsupported as error:
-            if whole:  # larger than it was
-                raise Changed(str(error)) from None
-            raise
-        now = Version(info.size, info.etag, info.mtime_ns)
-        same = (
-            now == version
-            if not version.etag
-            else (now.size, now.etag)
-            == (
-                version.size,
-                version.etag,
-            )
+        except TooLarge as error:  # than it was
+            raise Changed(str(error)) from None
+        # An etag says more than a time; without one, the time must do.
+        known, found = (
+            ((version.size, version.etag), (info.size, info.etag))
+            if version.etag
+            else ((version.size, version.mtime_ns), (info.size, info.mtime_ns))
         )
-        if not same:
+        if known != found:
             raise Changed(f"{self._place(key)} is not the version asked for any more")
         if len(data) != length:
             raise Garbled(f"{self._place(key)}: {len(data)} bytes came where {length} were due")

@@ -1,6 +1,6 @@
 """S3 and what speaks like it: `s3://bucket/prefix`.
 
-Options: `endpoint`, `region`, `profile`, `path_style`, `anonymous`, `credentials=instance` (ask
+Options: `endpoint`, `region`, `profile`, `path_style`, `anonymous`, `identity=instance` (ask
 the container's or instance's metadata), `checksum=none` (for servers whose etags look like MD5s
 and are none). Requests follow docs.aws.amazon.com/AmazonS3/latest/API.
 """
@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 from obstore.store import S3Store
 
 from syncer.remotes.aws_credentials import AwsSigner, profile_settings
-from syncer.remotes.errors import BadUrl, Garbled, Missing, RemoteError, Unsupported
+from syncer.remotes.errors import BadUrl, Garbled, Missing, RemoteError
 from syncer.remotes.machinery import Machinery
 from syncer.remotes.object_http import (
     Answer,
@@ -37,14 +37,14 @@ from syncer.remotes.object_options import (
     yes_or_no,
 )
 from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
-from syncer.remotes.objects import Condition, Listed, ObjectInfo, ObjectRemote
+from syncer.remotes.objects import Condition, Listed, ObjectInfo, ObjectRemote, TooLarge
 from syncer.remotes.remote import Remote
 from syncer.remotes.url import RemoteUrl, check_options
 
 if TYPE_CHECKING:
     import xml.etree.ElementTree as ET
 
-OPTIONS = ("endpoint", "region", "profile", "path_style", "anonymous", "credentials", "checksum")
+OPTIONS = ("endpoint", "region", "profile", "path_style", "anonymous", "identity", "checksum")
 DEFAULT_REGION = "us-east-1"
 PART_BYTES = 8 << 20
 PARTS_MAX = 9_000  # the store takes 10,000
@@ -61,8 +61,8 @@ async def open_remote(url: str, options: Mapping[str, str], machinery: Machinery
     check_options(parsed, options, OPTIONS)
     bucket, path = bucket_and_path(parsed, "bucket")
     anonymous = yes_or_no(parsed, options, "anonymous", default=False)
-    if options.get("credentials", "") not in {"", "instance"}:
-        raise BadUrl(f"{parsed}: the option credentials can only be: instance")
+    if options.get("identity", "") not in {"", "instance"}:
+        raise BadUrl(f"{parsed}: the option identity can only be: instance")
     if options.get("checksum", "etag") not in {"etag", "none"}:
         raise BadUrl(f"{parsed}: the option checksum is etag or none")
     environment = machinery.environment
@@ -100,7 +100,7 @@ async def open_remote(url: str, options: Mapping[str, str], machinery: Machinery
         region,
         lambda: machinery.credentials.find(parsed),
         profile=profile,
-        instance=options.get("credentials") == "instance",
+        instance=options.get("identity") == "instance",
         anonymous=anonymous,
     )
     store = _Bucket(
@@ -269,7 +269,7 @@ class _Bucket:
         if end is None:
             found = await self.head(key)
             if found.size > size_max:
-                raise Unsupported(f"{place} is larger than {size_max} bytes")
+                raise TooLarge(f"{place} is larger than {size_max} bytes")
             etag, end = etag or found.etag, found.size
         request = self.request("GET", key)
         if etag:
