@@ -88,6 +88,10 @@ class Client:
         """Return the answer's JSON object."""
         return self._call("POST", url, body, timeout_s)
 
+    def delete(self, url: str, timeout_s: float) -> dict[str, Any]:
+        """Return the answer's JSON object."""
+        return self._call("DELETE", url, None, timeout_s)
+
     def process(self) -> DaemonProcess:
         """Return a hold on the daemon's process, to wait for its end."""
         connection = self._connect(CONNECT_TIMEOUT_S)

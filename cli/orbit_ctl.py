@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from cli.projections import COMMANDS
 from orbit_socket import default_socket
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ Exit codes:
   2  the command line is wrong
   3  no daemon listens on the socket
   4  check: something is damaged
-  5  no answer, or no result, in time
+  5  no answer, or no result, in time; also from a remote
+130  a warm-up or pin was stopped with Ctrl-C
 """
 
 
@@ -94,7 +96,7 @@ class Session:
 @click.version_option(package_name="orbit-ghostfs")
 @click.pass_context
 def main(context: click.Context, socket_path: Path | None, *, as_json: bool) -> None:
-    """Ask, flush, check and stop a running ghostd."""
+    """Steer a running ghostd: what it stores, and the remote trees that it shows."""
     context.obj = Session(socket_path or default_socket(), as_json)
 
 
@@ -184,6 +186,10 @@ def stop(session: Session, *, no_wait: bool, timeout_s: float) -> None:
         return "stopped" if answer["ended"] else "stopping"
 
     session.run(call, render)
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":
