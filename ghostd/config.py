@@ -176,6 +176,9 @@ class RemotesConfig:
     credentials: str = text_knob(
         "", "Credentials file, mode 0600; empty: ~/.config/orbit/credentials.toml."
     )
+    access_log: str = text_knob(
+        "", "File for a JSON line about each read of a projected file; empty: none."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from ghostd.errors import RemoteVersionGone
 from ghostd.fetch_plan import FetchPlan, Limits, Priority, Request, blocks_wanted
 from ghostd.inodes import Inode
 from ghostd.projection import Projection
-from ghostd.read_policy import EvidencePolicy, ReadPattern
+from ghostd.read_policy import AccessRecord, EvidencePolicy, ReadPattern
 from ghostd.remote_rows import RemoteRows, VersionRow
 from ghostd.threads import Threads
 from syncer.remotes.errors import Changed, Missing, RemoteError
@@ -88,11 +88,13 @@ class Fetcher:
         limits: Limits,
         ahead_bytes_max: int,
         kernel_ahead_bytes: int,
+        log_access: Callable[[AccessRecord], None] | None = None,
     ) -> None:
         self._rows = rows
         self._store = store
         self._threads = threads
         self._changed = changed
+        self._log_access = log_access
         # Remotes are named by their projection, versions by their id.
         self._plan: FetchPlan[int, int] = FetchPlan(limits)
         self._sources: dict[int, tuple[Projection, VersionRow]] = {}  # of what is queued
@@ -330,6 +332,12 @@ class Fetcher:
         self._patterns[inode.ino] = pattern
         self._patterns.move_to_end(inode.ino)
         size = projection.row.block_bytes
+        if self._log_access is not None:
+            blocks = range(start // size, (end - 1) // size + 1)
+            hit = all(self._rows.block(inode.base, number) is not None for number in blocks)
+            self._log_access(
+                AccessRecord(time.time(), inode.base, start, end - start, hit, tuple(wanted))
+            )
         for part in wanted:
             numbers = blocks_wanted(part.start, part.end, inode.base_end, size)
             self.ahead(projection, inode.base, row, numbers)

@@ -7,6 +7,9 @@ import sys
 
 import structlog
 
+# They tell at "info" what each request does, URLs and user names included.
+_TALKATIVE = ("pyfuse3", "asyncssh", "httpx", "httpcore", "smbprotocol", "spnego", "fsspec")
+
 
 def configure_logging(level: str, form: str) -> None:
     """Send our log lines and those of the libraries to stderr; `form` is "text" or "json"."""
@@ -41,4 +44,5 @@ def configure_logging(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(least)
-    logging.getLogger("pyfuse3").setLevel(max(least, logging.WARNING))
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(least, logging.WARNING))

@@ -21,6 +21,7 @@ from blockstore.errors import OrbitError
 from blockstore.options import FetchedOptions
 from blockstore.store import BlockStore, StoreOptions
 from ghostd import copies, fuse_loop
+from ghostd.access_log import AccessLog
 from ghostd.api import ApiServer
 from ghostd.cache_keeper import PinnedBlocks, keep_cache
 from ghostd.config import Config, load_config, show_config
@@ -242,6 +243,11 @@ class Daemon:
         remotes = Remotes(config.remotes, config.read.deadline_s, [self._mount, self._state])
         remotes.start()
         stack.callback(remotes.stop)
+        log_access = None
+        if config.remotes.access_log:
+            access_log = AccessLog(Path(config.remotes.access_log).expanduser())
+            stack.callback(access_log.close)
+            log_access = access_log.add
         projected = self._projected = Projected(
             tree,
             writeback,
@@ -250,6 +256,7 @@ class Daemon:
             remotes.open,
             self._invalidator.name,
             _projected_options(config),
+            log_access=log_access,
         )
         self._reader = Reader(
             store,

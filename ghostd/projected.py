@@ -20,6 +20,7 @@ from ghostd.listings import ListingOptions, Listings
 from ghostd.orbit_xattrs import orbit_xattr
 from ghostd.projection import Projection
 from ghostd.projections import OpenRemote, Projections
+from ghostd.read_policy import AccessRecord
 from ghostd.remote_files import RemoteFiles
 from ghostd.remote_rows import VersionRow
 from ghostd.remover import Remover
@@ -55,6 +56,7 @@ class Projected:
         options: ProjectedOptions,
         *,
         now_ns: Callable[[], int] = time.time_ns,
+        log_access: Callable[[AccessRecord], None] | None = None,
     ) -> None:
         self.tree = tree
         self.invalidate = invalidate
@@ -68,6 +70,7 @@ class Projected:
             limits=options.fetching,
             ahead_bytes_max=options.ahead_bytes_max,
             kernel_ahead_bytes=options.kernel_ahead_bytes,
+            log_access=log_access,
         )
         self.projections = Projections(
             tree,
