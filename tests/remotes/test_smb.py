@@ -33,7 +33,7 @@ from syncer.remotes.remote import ROOT, Attributes, Kind, Remote
 from syncer.remotes.smb import open_remote
 from tests.remotes.kind_smb import credentials
 from tests.remotes.kinds import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Content, machinery
-from tests.remotes.test_conformance import MIB, entries, eventually
+from tests.remotes.test_conformance import MIB, SETTLED_S, entries, eventually
 from tests.servers.processes import listens
 from tests.servers.samba import Samba, samba
 
@@ -209,8 +209,12 @@ async def test_a_file_that_somebody_locks(server: Samba, opened):
     await other._run(lambda call, link: hold(link, call), b"locked")
     with pytest.raises(Busy):
         await remote.read_whole(b"locked", 100)
-    await other.close()  # and with it what it held
-    assert (await remote.read_whole(b"locked", 100))[1] == b"data"
+    await other.close()  # and with it, as soon as the server notices, what it held
+    with trio.fail_after(SETTLED_S):
+        while True:
+            with contextlib.suppress(Busy):
+                assert (await remote.read_whole(b"locked", 100))[1] == b"data"
+                break
     await remote.delete(b"locked")
 
 
