@@ -161,7 +161,7 @@ class AzureSigner:
     def secret(self) -> AzureSecret:
         """The credential to use now. Raises Denied where there is none."""
         if self._secret is None or time.monotonic() - self._looked_s > FRESH_S:
-            self._secret = self._find()
+            self._secret = _checked(self._find())
             self._looked_s = time.monotonic()
         return self._secret
 
@@ -233,13 +233,22 @@ class AzureSigner:
         return provide
 
 
+def _checked(secret: AzureSecret) -> AzureSecret:
+    if secret.kind == "account_key":
+        try:
+            base64.b64decode(secret.value, validate=True)
+        except binascii.Error:
+            raise Denied(f"{secret.source}: an account key is base64, this is not") from None
+    return secret
+
+
 def sas_parameters(secret: AzureSecret) -> Mapping[str, str]:
     """The parameters of a URL that a SAS consists of."""
     return dict(parse_qsl(secret.value.removeprefix("?"), keep_blank_values=True))
 
 
 def shared_key_signature(request: Request, account: Account, secret: AzureSecret) -> str:
-    """The signature of a request with the account's key. Raises Denied for what is no key."""
+    """The signature of a request with the account's key."""
     headers = {name.lower(): value for name, value in request.headers.items()}
     plain = [
         request.method,
@@ -258,9 +267,7 @@ def shared_key_signature(request: Request, account: Account, secret: AzureSecret
     own = [f"{name}:{headers[name]}" for name in sorted(headers) if name.startswith("x-ms-")]
     asked = [f"{name.lower()}:{request.query[name]}" for name in sorted(request.query)]
     text = "\n".join([*plain, *own, f"/{account.name}{request.path}", *asked])
-    try:
-        key = base64.b64decode(secret.value, validate=True)
-    except binascii.Error:
-        raise Denied(f"{secret.source}: an account key is base64, this is not") from None
-    digest = hmac.digest(key, text.encode("utf-8", "surrogateescape"), "sha256")
+    digest = hmac.digest(
+        base64.b64decode(secret.value), text.encode("utf-8", "surrogateescape"), "sha256"
+    )
     return base64.b64encode(digest).decode()

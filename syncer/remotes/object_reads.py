@@ -8,7 +8,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import obstore
-from obstore.exceptions import BaseError, PreconditionError
+from obstore.exceptions import (
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 
 from syncer.remotes.errors import Changed, Garbled, Missing, RemoteError, Unreachable, Unsupported
 from syncer.remotes.machinery import Machinery
@@ -79,6 +84,8 @@ def translated(error: Exception, place: str, http: ObjectHttp) -> RemoteError:
         return http.refused(Answer(301, {}, b""), place)
     if isinstance(error, FileNotFoundError):
         return Missing(f"{place}: there is no such object")
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return http.refused(Answer(403, {}, b""), place)
     if isinstance(error, PreconditionError):
         return Changed(f"{place}: is not the version asked for any more")
     if _CUT.search(text):
