@@ -18,16 +18,16 @@ from tests.bench.bench import Bench, Group, say
 from tests.bench.catalogue import GROUPS
 from tests.bench.disk import Disk
 from tests.bench.record import Run, load_runs, machine, now, revision
-from tests.bench.systems import SYSTEMS
 
 _ROOT = Path(__file__).parents[2]
+_SYSTEMS = sorted({name for group in GROUPS.values() for name in group.systems})
 _DOCS = _ROOT / "docs" / "benchmarks.md"
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--groups", default=",".join(GROUPS), help="of: " + ", ".join(GROUPS))
-    parser.add_argument("--systems", default="", help="only these of: " + ", ".join(SYSTEMS))
+    parser.add_argument("--systems", default="", help="only these of: " + ", ".join(_SYSTEMS))
     parser.add_argument("--quick", action="store_true", help="smaller sizes, one round")
     parser.add_argument("--rounds", type=int, help="default: 3; quick: 1")
     parser.add_argument("--folder", type=Path, default=_ROOT / "build" / "bench")
@@ -37,7 +37,7 @@ def _arguments() -> argparse.Namespace:
     given = parser.parse_args()
     given.groups = [name for name in given.groups.split(",") if name]
     given.systems = [name for name in given.systems.split(",") if name]
-    if unknown := (set(given.groups) - set(GROUPS)) | (set(given.systems) - set(SYSTEMS)):
+    if unknown := (set(given.groups) - set(GROUPS)) | (set(given.systems) - set(_SYSTEMS)):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     return given
 

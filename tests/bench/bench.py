@@ -21,7 +21,8 @@ from tests.bench.systems import SYSTEMS, System
 class HasName(Protocol):
     """A system or a store."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
 
 Named = TypeVar("Named", bound=HasName)
@@ -29,7 +30,7 @@ Named = TypeVar("Named", bound=HasName)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a group's table. `show`: s, MB/s, /s, MiB, or KiB each."""
+    """One line of a group's table. `show`: s, ms, MB/s, /s, MiB, KiB, times, or each."""
 
     key: str
     label: str
@@ -84,11 +85,11 @@ class Bench:
 
     def systems(self, names: Sequence[str]) -> list[System]:
         """Those of the run, none of them started; `cleared` is the counterpart."""
-        return [
-            SYSTEMS[name](self.disk, self.peers)
-            for name in names
-            if not self._only or name in self._only
-        ]
+        return [SYSTEMS[name](self.disk, self.peers) for name in names if self.wants(name)]
+
+    def wants(self, name: str) -> bool:
+        """Whether a system takes part in this run."""
+        return not self._only or name in self._only
 
     @contextlib.contextmanager
     def cleared(self, systems: Sequence[System]) -> Iterator[None]:

@@ -60,6 +60,12 @@ class Inputs:
         """Give the memory back."""
         shutil.rmtree(self._memory, ignore_errors=True)
 
+    def memory_folder(self, name: str) -> Path:
+        """An empty folder beside the big inputs, in memory like them."""
+        folder = self._memory / name
+        folder.mkdir()
+        return folder
+
     def random_data(self, size: int, seed: int) -> Path:
         """A file that does not compress, another one for each seed."""
         path = self._memory / f"random-{size}-{seed}"

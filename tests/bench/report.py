@@ -54,6 +54,12 @@ def show(row: Row, sample: Sample | None, cost: float) -> str:
         return f"{cost / 1024:,.1f}"
     if row.show == "%":
         return f"{100 * cost:.2f}"
+    if row.show == "ms":
+        return f"{1e3 * cost:,.1f}"
+    if row.show == "times":
+        return f"{cost:,.0f}"
+    if row.show == "each":
+        return f"{cost:,.2f}"
     amount = 1.0 if sample is None else sample.amount
     seconds = cost * amount
     return f"{seconds:,.2f}" if seconds >= 0.1 else f"{seconds:.3f}"

@@ -281,12 +281,15 @@ class GhostFS(System):
 
     def _start(self) -> None:
         if self._daemon is None:
-            self._daemon = Daemon(self.folder, state=self.data)
+            self._daemon = self._make_daemon()
         try:
             self._daemon.start()
             self._daemon.status()  # its socket answers last: it is not measured while it starts
         except AssertionError as error:
             raise StepFailed(f"ghostd did not start: {error}") from error
+
+    def _make_daemon(self) -> Daemon:
+        return Daemon(self.folder, state=self.data)
 
     def stop(self) -> None:
         """A clean stop."""

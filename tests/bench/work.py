@@ -89,6 +89,28 @@ def random_read(path: Path, count: int, block: int, seed: int) -> Answer:
     return {"seconds": seconds}
 
 
+def first_reads(path: Path, source: Path, block: int, places: str) -> Answer:
+    """Open a file and read blocks at these places, which are then compared with what is true."""
+    offsets = [int(place) for place in places.split(",")]
+    parts = []
+    started = time.perf_counter()
+    fd = os.open(path, os.O_RDONLY)
+    for offset in offsets:
+        got = 0
+        while got < block:
+            parts.append((offset + got, os.pread(fd, block - got, offset + got)))
+            if not parts[-1][1]:
+                raise StepFailed(f"{path}: short read at {offset + got}")
+            got += len(parts[-1][1])
+    seconds = time.perf_counter() - started
+    os.close(fd)
+    with open(source, "rb", buffering=0) as right:
+        for offset, part in parts:
+            if os.pread(right.fileno(), len(part), offset) != part:
+                raise StepFailed(f"{path}: wrong bytes at {offset}")
+    return {"seconds": seconds}
+
+
 def overwrite(path: Path, count: int, block: int, seed: int) -> Answer:
     """Write new blocks at random places, fsync, close."""
     rng = random.Random(seed)
@@ -172,6 +194,7 @@ STEPS: dict[str, tuple[Callable[..., Answer], list[type]]] = {
     "write-with-insertion": (write_with_insertion, [Path, Path, int, int]),
     "read": (read, [Path, Path]),
     "random-read": (random_read, [Path, int, int, int]),
+    "first-reads": (first_reads, [Path, Path, int, str]),
     "overwrite": (overwrite, [Path, int, int, int]),
     "create": (create, [Path, int, int, int, int]),
     "read-tree": (read_tree, [Path]),
