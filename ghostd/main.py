@@ -40,12 +40,14 @@ from ghostd.mountpoint import MountRefused, attach, mounted_at, prepare, sync_ke
 from ghostd.namespace import Namespace
 from ghostd.notify import Notifier
 from ghostd.projected import Projected, ProjectedOptions
+from ghostd.projection_control import ProjectionControl
 from ghostd.reader import Reader, ReadOptions
 from ghostd.remotes import Remotes
 from ghostd.stats_events import log_stats
 from ghostd.threads import WorkerThreads
 from ghostd.tree import Tree
 from ghostd.trim import trim_when_quiet
+from ghostd.warming import Works
 from ghostd.writeback import Writeback, WritebackOptions
 from orbit_socket import default_socket
 
@@ -258,6 +260,15 @@ class Daemon:
             _projected_options(config),
             log_access=log_access,
         )
+        self._works = Works(
+            tree,
+            writeback,
+            store,
+            self._threads,
+            projected.listings,
+            projected.fetcher,
+            projected.projections.get,
+        )
         self._reader = Reader(
             store,
             tree.content,
@@ -301,6 +312,9 @@ class Daemon:
             pulse=self._pulse,
             waste_max=config.store.collect_waste_max,
             stop=self._stop_wanted.set,
+            projections=ProjectionControl(
+                projected, writeback, self._works, self._invalidator.name
+            ),
         )
         self._api = ApiServer(self._control, self._socket)
         self._api.start()
@@ -330,6 +344,7 @@ class Daemon:
             await nursery.start(self._writeback.run)
             await nursery.start(self._reader.run)
             await nursery.start(self._projected.run)
+            await nursery.start(self._works.run)
             nursery.start_soon(self._invalidator.run)
             nursery.start_soon(keep_cache, self._store, self._threads)
             nursery.start_soon(
