@@ -49,6 +49,11 @@ class Rate:
             burst = max(1.0, rate * burst_s)
             self._bucket = Bucket(rate, burst, burst, trio.current_time())
 
+    @property
+    def limited(self) -> bool:
+        """Whether anybody ever waits."""
+        return self._bucket is not None
+
     def charge(self, tokens: float) -> float:
         """Take tokens that are used already or in a while; return the seconds until then."""
         if self._bucket is None:
@@ -74,6 +79,11 @@ class Rates:
         self.requests = Rate(policy.requests_per_s, policy.burst_s)
         self.read_bytes = Rate(policy.read_bytes_per_s, policy.burst_s)
         self.write_bytes = Rate(policy.write_bytes_per_s, policy.burst_s)
+
+    @property
+    def limited(self) -> bool:
+        """Whether anybody ever waits."""
+        return any(rate.limited for rate in (self.requests, self.read_bytes, self.write_bytes))
 
 
 class _Metered:

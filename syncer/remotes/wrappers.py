@@ -63,8 +63,8 @@ class Wrapped(Retrying):
         timed = Deadline(self._counting, policy)
         broken = CircuitBreaker(timed, policy, host.breaker)
         limited = Limited(broken, policy.connections_max)
-        gated = Gate(RateLimit(limited, host.rates), host.breaker)
-        super().__init__(gated, policy)
+        metered = RateLimit(limited, host.rates) if host.rates.limited else limited
+        super().__init__(Gate(metered, host.breaker), policy)
 
     @property
     def statistics(self) -> RemoteStatistics:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from syncer.remotes.breaker import (
     STEPS,
@@ -33,6 +33,7 @@ from tests.remotes.kinds import Content
 from tests.remotes.unreliable import Fate, Unreliable
 
 POLICY = RemotePolicy(breaker_failures=3, breaker_after_s=10.0)
+HASTY = RemotePolicy(breaker_failures=2, breaker_after_s=2.0)  # so that random events get there
 ONE_TRY = RemotePolicy(breaker_failures=3, breaker_after_s=10.0, attempts_max=1)
 
 events = st.lists(
@@ -41,12 +42,14 @@ events = st.lists(
         st.tuples(st.just("ask"), st.none()),
         st.tuples(st.just("succeed"), st.integers(0, 5)),
         st.tuples(st.just("fail"), st.integers(0, 5)),
+        st.tuples(st.just("fail"), st.integers(0, 5)),
         st.tuples(st.just("abandon"), st.integers(0, 5)),
     ),
     max_size=60,
 )
 
 
+@settings(max_examples=500)
 @given(events)
 def test_steps_keep_their_promises(history: list[tuple[str, Any]]) -> None:  # noqa: PLR0912
     circuit, now = Circuit(), 0.0
@@ -72,7 +75,7 @@ def test_steps_keep_their_promises(history: list[tuple[str, Any]]) -> None:  # n
                 circuit = succeeded(circuit, ticket)
                 streak = [] if current else streak
             elif event == "fail":
-                circuit = failed(circuit, ticket, now, POLICY)
+                circuit = failed(circuit, ticket, now, HASTY)
                 streak = [*streak, ticket.asked_at] if current else streak
             else:
                 circuit = abandoned(circuit, ticket, now)
@@ -80,22 +83,22 @@ def test_steps_keep_their_promises(history: list[tuple[str, Any]]) -> None:  # n
         if circuit.state is not before.state:
             assert circuit.state in STEPS[before.state]
             if before.state is State.CLOSED:
-                assert len(streak) >= POLICY.breaker_failures
-                assert now - min(streak) >= POLICY.breaker_after_s
+                assert len(streak) >= HASTY.breaker_failures
+                assert now - min(streak) >= HASTY.breaker_after_s
             if circuit.state is not State.CLOSED:
                 streak = []
         elif circuit.state is State.CLOSED and streak:
-            lasting = now - min(streak) >= POLICY.breaker_after_s
-            assert event != "fail" or len(streak) < POLICY.breaker_failures or not lasting
+            lasting = now - min(streak) >= HASTY.breaker_after_s
+            assert event != "fail" or len(streak) < HASTY.breaker_failures or not lasting
         if circuit.state is State.OPEN:
-            assert circuit.until <= now + POLICY.breaker_pause_max_s
+            assert circuit.until <= now + HASTY.breaker_pause_max_s
         probes = [ticket for ticket in tickets if ticket.number == circuit.number]
         if circuit.state is State.HALF_OPEN:
             assert len(probes) == 1  # and somebody will tell what came of it
     # Whatever has happened, a host that is well again is asked again.
     for ticket in tickets:
         circuit = succeeded(circuit, ticket)
-    now += POLICY.breaker_pause_max_s
+    now += HASTY.breaker_pause_max_s
     assert admits(circuit, now)
     circuit, ticket = admit(circuit, now)
     assert succeeded(circuit, ticket).state is State.CLOSED
@@ -314,6 +317,21 @@ async def test_whoever_has_no_host_is_alone(autojump_clock: MockClock) -> None:
     for url in ("file:///one", "file:///two", "memory:one"):
         wrapped(MemoryRemote(MemoryServer(), url), POLICY, hosts)
     assert len(hosts.circuits) == 3
+
+
+async def test_nobody_stands_in_line_to_be_refused(autojump_clock: MockClock) -> None:
+    unreliable = Unreliable(MemoryRemote(MemoryServer()), [Fate.SWALLOWED])
+    hosts = Hosts()
+    remote = wrapped(unreliable, RemotePolicy(connections_max=1), hosts)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(remote.stat, b"")
+        await wait_all_tasks_blocked()  # it has the only place
+        now = trio.current_time()
+        remote.host.breaker.circuit = Circuit(State.OPEN, until=now + 10)
+        with pytest.raises(NotTried):
+            await remote.stat(b"")
+        assert trio.current_time() == now
+        nursery.cancel_scope.cancel()
 
 
 async def test_waiting_for_a_place_is_not_the_hosts_time(autojump_clock: MockClock) -> None:

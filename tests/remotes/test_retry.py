@@ -248,6 +248,20 @@ async def test_a_conditional_write_of_somebody_else_is_not_taken_for_ours(
     assert (await world.direct.read_whole(b"f", 100))[1] == b"theirs!"
 
 
+async def test_what_arrives_late_is_not_taken_for_a_failure(autojump_clock: MockClock) -> None:
+    """The first attempt was cut off, and is carried out just before the second."""
+    world = await World(Fate.LOST).begin()
+
+    async def late(method: str, _: bytes) -> None:
+        if method == "rename":
+            world.server.before_request = None
+            await world.direct.rename(b"f", b"g")
+
+    world.server.before_request = late
+    await world.remote.rename(b"f", b"g")
+    assert (await world.direct.stat(b"g")).size == 7
+
+
 async def test_cancelling_leaves_no_attempt(autojump_clock: MockClock) -> None:
     world = await World(*[Fate.SWALLOWED] * 10).begin()
     with trio.move_on_after(1) as scope:
