@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.server
 import os
+import random
 import socketserver
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +33,7 @@ from syncer.remotes.remote import ROOT, Kind, Remote, Version
 from tests.remotes.kinds import FILLED_AT_NS, READ_TIMEOUT_S, machinery
 from tests.remotes.test_conformance import MIB, entries, eventually
 from tests.servers.nginx import PASSWORD, USER, Nginx, nginx
+from tests.servers.proxy import Cut, How, Proxy
 
 LARGE = os.urandom(3 * MIB)
 
@@ -487,3 +491,89 @@ async def test_a_frozen_server(server: Nginx, opened, bridge: Bridge):
     assert await remote.read(b"large", version, MIB, 10) == LARGE[MIB : MIB + 10]
     await remote.close()
     await eventually(lambda: not any(t.name == "http" for t in threading.enumerate()))
+
+
+# Bad links
+
+
+@pytest.mark.parametrize("how", [How.RESET, How.CLOSE, How.STALL])
+async def test_a_bad_link_gives_the_right_bytes_or_an_error(how: How, server: Nginx, opened):
+    with Proxy(server.port) as proxy:
+        url = server.url().replace(f":{server.port}/", f":{proxy.port}/")
+        remote = await opened(url, read_timeout_s=0.3, connect_timeout_s=0.3)
+        version = (await remote.stat(b"large")).version
+        chance = random.Random(how.value)
+        failures = 0
+        for _ in range(12 if how is How.STALL else 30):  # each costs the time limit
+            after, up = int(10 ** chance.uniform(0, 6.5)), chance.random() < 0.3
+            proxy.change(cut=Cut(how, after, up=up, times=1))
+            try:
+                assert await remote.read(b"large", version, 0, len(LARGE)) == LARGE
+                assert await remote.read(b"large", version, 5, 100) == LARGE[5:105]
+                assert set(await entries(remote)) == {b"f", b"text.txt", b"large", b"d/"}
+                assert (await remote.read_whole(b"f", 100))[1] == b"0123456789"
+            except (Unreachable, Garbled):
+                failures += 1
+        assert failures > 3
+        proxy.heal()
+        assert await remote.read(b"large", version, 0, len(LARGE)) == LARGE
+        await remote.close()
+
+
+async def test_round_trips(server: Nginx, opened):
+    with Proxy(server.port) as proxy:
+        remote = await opened(server.url().replace(f":{server.port}/", f":{proxy.port}/"))
+        version = (await remote.stat(b"large")).version
+        works: list[Callable] = [
+            lambda: remote.stat(b"f"),
+            lambda: remote.read(b"large", version, MIB, MIB),
+            lambda: remote.read_whole(b"f", 100),
+            lambda: entries(remote),
+        ]
+        for act in works:
+            before = proxy.counts
+            await act()
+            used = proxy.counts - before
+            assert (used.turns, used.requests, used.connections) == (1, 1, 0)
+        with pytest.raises(Missing):
+            await remote.stat(b"gone")
+        with pytest.raises(Missing):
+            await remote.read_whole(b"gone", 100)
+        assert proxy.counts.connections == 1  # kept over refusals
+
+
+# TLS
+
+
+def _make_certificate(key: Path, certificate: Path) -> None:
+    """One for localhost that nobody has signed."""
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", key, "-out", certificate]
+    kind = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    subprocess.run(["openssl", "req", *kind, *subject, *files], check=True, capture_output=True)
+
+
+async def test_certificates(opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    await trio.to_thread.run_sync(_make_certificate, key, certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    handler = type("Secure", (_Recording,), {"seen": []})
+    with _PythonServer(("127.0.0.1", 0), handler) as running:
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        running.handle_error = lambda *_: None  # the handshakes that are refused
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            url = f"https://localhost:{running.server_port}/"
+            distrustful = await opened(url)
+            with pytest.raises(Denied, match="certificate is not trusted"):
+                await distrustful.read_whole(b"f", 10)
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            assert (await (await opened(url)).read_whole(b"f", 10))[1] == b"there"
+            other = await opened(url.replace("localhost", "127.0.0.1"))
+            with pytest.raises(Denied, match="certificate is not trusted"):
+                await other.read_whole(b"f", 10)
+        finally:
+            running.shutdown()
+            thread.join()

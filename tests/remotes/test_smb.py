@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ from tests.remotes.kind_smb import credentials
 from tests.remotes.kinds import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Content, machinery
 from tests.remotes.test_conformance import MIB, SETTLED_S, entries, eventually
 from tests.servers.processes import listens
+from tests.servers.proxy import Cut, How, Proxy
 from tests.servers.samba import Samba, samba
 
 LARGE = os.urandom(3 * MIB)
@@ -448,3 +450,55 @@ def test_statuses_that_no_server_here_gives(status: int, error: type[RemoteError
 def test_the_library_still_has_what_we_override():
     for name in ("receive", "verify_signature", "_calculate_credit_charge", "send_compound"):
         assert callable(getattr(Connection, name))
+
+
+# Bad links
+
+
+@pytest.mark.parametrize("how", [How.RESET, How.CLOSE, How.GARBLE, How.STALL])
+async def test_a_bad_link_gives_the_right_bytes_or_an_error(how: How, server: Samba, opened):
+    with Proxy(server.port) as proxy:
+        url = server.url().replace(f":{server.port}/", f":{proxy.port}/")
+        remote = await opened(url, read_timeout_s=0.3, connect_timeout_s=0.3)
+        direct = await opened(server.url())
+        version = (await direct.stat(b"large")).version
+        chance = random.Random(how.value)
+        failures = 0
+        for _ in range(12 if how is How.STALL else 30):  # each costs the time limit
+            after, up = int(10 ** chance.uniform(0, 6.5)), chance.random() < 0.3
+            proxy.change(cut=Cut(how, after, up=up, times=1))
+            try:
+                assert await remote.read(b"large", version, 0, len(LARGE)) == LARGE
+                assert await remote.read(b"large", version, 5, 100) == LARGE[5:105]
+                assert set(await entries(remote)) == {b"f", b"large", b"d/"}
+                assert (await remote.stat(b"f")).size == 10
+            except (Unreachable, Garbled, Denied):  # Denied: what is garbled while logging in
+                failures += 1
+        assert failures > 5
+        proxy.heal()
+        fresh = await opened(url)
+        assert await fresh.read(b"large", version, 0, len(LARGE)) == LARGE
+        for each in (direct, remote, fresh):
+            await each.close()
+    await eventually(lambda: not smb_threads())
+
+
+async def test_round_trips(server: Samba, opened):
+    with Proxy(server.port) as proxy:
+        url = server.url().replace(f":{server.port}/", f":{proxy.port}/")
+        remote = await opened(url)
+        version = (await remote.stat(b"large")).version
+        works: dict[str, tuple[Callable, int]] = {
+            "stat": (lambda: remote.stat(b"f"), 1),
+            "a block": (lambda: remote.read(b"large", version, MIB, MIB), 1),
+            "a small file": (lambda: remote.read_whole(b"f", 100), 1),
+            # Open, ask for all parts, close.
+            "several blocks": (lambda: remote.read(b"large", version, 0, 3 * MIB), 3),
+            # Open and ask, ask whether that was all, close.
+            "a directory": (lambda: entries(remote), 3),
+        }
+        for name, (act, trips) in works.items():
+            before = proxy.counts
+            await act()
+            assert (proxy.counts - before).turns <= trips, name
+        await remote.close()
