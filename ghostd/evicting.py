@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from blockstore.ids import ChunkId
 from blockstore.store import BlockStore
+from ghostd.cache_keeper import PinnedBlocks
 from ghostd.projection import Projection
 from ghostd.projection_facade import Evicted, Unpinned
 from ghostd.remote_rows import PART_BLOCKS
@@ -16,7 +17,7 @@ from ghostd.tree import Tree
 from ghostd.tree_walk import Seen, Walk, find_path
 from ghostd.writeback import Writeback
 
-_BATCH = 1_024  # blocks that the store forgets at once
+_BATCH = 8_192  # blocks that the store forgets at once
 _DIRTY_ROWS_MAX = 20_000
 
 
@@ -44,14 +45,16 @@ class Evictor:
         self._store = store
         self._threads = threads
         self._projection_of = projection_of
+        self._pinned = PinnedBlocks(tree.namespace)
 
     async def evict(self, paths: Iterable[bytes]) -> Evicted:
         """Drop the blocks of everything below the paths. Asks no remote.
 
-        A block that another file shows, too, goes as well and is fetched again for it. Raises
-        NotFound, NotADirectory, StorageFull, StorageFailed.
+        A block that another file shows, too, goes as well and is fetched again for it, unless that
+        one is pinned. Raises NotFound, NotADirectory, StorageFull, StorageFailed.
         """
         began = time.monotonic()
+        await self._writeback.commit()  # what is pinned is told by the database
         tops = [find_path(self._tree, path) for path in paths]
         batch = _Batch()
         found, walk = tops, Walk(self._tree, tops)
@@ -96,11 +99,19 @@ class Evictor:
     async def _settle(self, batch: _Batch) -> None:
         blocks, batch.blocks = batch.blocks, {}
         if blocks:
-            here = await self._threads.run("encode", _evict, self._store, list(blocks))
+            here = await self._threads.run("encode", self._forget, list(blocks))
             batch.gone += len(here)
             batch.gone_bytes += sum(blocks[name] for name in here)
         if self._tree.dirty_ops > _DIRTY_ROWS_MAX:
             await self._writeback.commit()
+
+    def _forget(self, names: list[ChunkId]) -> list[ChunkId]:
+        """In a thread: take blocks out of the cache; which ones were there."""
+        pinned = self._pinned(names)
+        names = [name for name in names if name not in pinned]
+        resident = self._store.resident(names)
+        self._store.evict(names)
+        return [name for name, here in zip(names, resident, strict=True) if here]
 
     async def unpin(self, paths: Iterable[bytes]) -> Unpinned:
         """Let everything below the paths be evicted again. Raises NotFound, NotADirectory."""
@@ -118,10 +129,3 @@ class Evictor:
             found = await walk.slice()
         await self._writeback.commit()
         return Unpinned(files)
-
-
-def _evict(store: BlockStore, names: list[ChunkId]) -> list[ChunkId]:
-    """Forget blocks; those that were here."""
-    here = [name for name, resident in zip(names, store.resident(names), strict=True) if resident]
-    store.evict(names)
-    return here

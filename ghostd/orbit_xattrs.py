@@ -62,7 +62,7 @@ def _url(tree: Tree, projection: Projection, inode: Inode) -> bytes | None:
         key = None if version is None else version.key
     if not key:
         return None if key is None else url
-    return url.rstrip(b"/") + b"/" + quote(key).encode()
+    return url.removesuffix(b"/") + b"/" + quote(key).encode()
 
 
 def _missing(tree: Tree, projection: Projection, file: Seen, resident: Resident) -> int:
