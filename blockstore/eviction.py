@@ -40,6 +40,7 @@ from blockstore.writer import Record
 _SLOTS = 1_024  # of a pack, for which use is noted: of 64 KiB, most blocks are larger
 _KEEP_MAX = 0.75  # of a pack's bytes: copying more than that frees too little
 _SQUEEZE_KEEP_MAX = 0.95  # when nothing else is left
+_FORGET_AT = 16  # packs: one sync of their folder for so many
 _VOID_MAX = 0.5  # of a pack's blocks: beyond, its space is claimed without the hand
 
 Pinned = Callable[[Sequence[ChunkId]], Collection[ChunkId]]
@@ -129,7 +130,6 @@ class HandCounts:
     evicted: int = 0
     carried: int = 0
     damaged: int = 0  # found while copying
-    packs: int = 0  # removed
 
 
 class Hand:
@@ -151,17 +151,22 @@ class Hand:
         self._freed_in_round = False
         self._squeeze = False
         self.stuck = False  # a whole round has found nothing that may go
+        self._removed: list[PackId] = []  # their rows are still to be forgotten
         self.used = Used(options.pack_bytes)
         self.lock = threading.Lock()
         self.counts = HandCounts()
 
-    def excess(self, need: int = 0) -> int:
-        """Return how many bytes have to go until `need` more fit; 0 or less: none."""
-        options = self._options
+    def lacks_room(self, need: int) -> bool:
+        """Whether `need` bytes are more than may be stored now."""
+        options, size = self._options, self._series.writer.bytes
         free = self._disk.free_bytes(self._series.folder)
-        return max(
-            self._series.writer.bytes - options.bytes_max, options.free_bytes_floor + need - free
+        return (
+            size + need > options.bytes_max + options.slack_bytes
+            or need > free - options.free_bytes_floor
         )
+
+    def _excessive(self, need: int) -> bool:
+        return self._series.writer.bytes > self._options.bytes_max or self.lacks_room(need)
 
     def step(self, pinned: Pinned, need: int = 0) -> EvictStep:
         """Deal with one pack at most. Raises what `pinned` raises."""
@@ -171,7 +176,7 @@ class Hand:
                 freed = self._pass(row, _keep_all, pinned, force=True)
                 if freed:
                     return EvictStep(freed, True)
-            if self.excess(need) <= 0:
+            if not self._excessive(need):
                 self._squeeze = self.stuck = False
                 return EvictStep(0, False)
             row = self._next()
@@ -183,7 +188,7 @@ class Hand:
             )
             if freed:
                 self._freed_in_round, self.stuck = True, False
-            return EvictStep(freed, not self.stuck and self.excess(need) > 0)
+            return EvictStep(freed, not self.stuck and self._excessive(need))
 
     # ---- which pack ----
 
@@ -317,9 +322,15 @@ class Hand:
         # A full disk takes no rows either. Readers know at once; the next start sees the rest.
         with contextlib.suppress(OrbitError):
             series.index.retire([pack])
-        series.files.forget(pack)
         with contextlib.suppress(FileNotFoundError, StorageFailed):
             self._disk.unlink(series.folder / pack_name(pack))
+        series.files.forget(pack)
         series.writer.unlinked(row.bytes)
         self.used.give_back(pack)
-        self.counts.packs += 1
+        self._removed.append(pack)
+        if len(self._removed) >= _FORGET_AT:
+            # Rows of packs whose files might come back must not be forgotten: see retire().
+            with contextlib.suppress(OrbitError):
+                self._disk.fsync_dir(series.folder)
+                series.index.forget(self._removed)
+                self._removed = []

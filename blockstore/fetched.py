@@ -163,12 +163,14 @@ class Fetched:
         series = self._open()
         with self._counts_lock:
             self._put_blocks += len(blocks)
-        known = series.locate(blocks)
-        self._use(known.values())
-        fresh = [(name, data) for name, data in blocks.items() if name not in known]
-        if not fresh:
-            return
-        self._make_room(series, sum(len(data) + RECORD_BYTES for _, data in fresh))
+        while True:
+            known = series.locate(blocks)
+            self._use(known.values())
+            fresh = [(name, data) for name, data in blocks.items() if name not in known]
+            if not fresh:
+                return
+            if not self._make_room(series, sum(len(data) + RECORD_BYTES for _, data in fresh)):
+                break  # otherwise some that were known may have had to go
         series.writer.append([self._record(name, data) for name, data in fresh])
 
     def _record(self, name: ChunkId, data: Buffer) -> Record:
@@ -177,16 +179,20 @@ class Fetched:
             codec, payload = self._encoder.encode(data)
         return chunk_record(name, len(data), codec, payload)
 
-    def _make_room(self, series: Series, size: int) -> None:
-        """Evict where evict_step() is not called often enough; StorageFull if that is futile."""
-        options, hand = self._options, self._hand
+    def _make_room(self, series: Series, size: int) -> bool:
+        """Evict where evict_step() is not called often enough; tell whether anything had to go.
+
+        Raises StorageFull if that is futile.
+        """
+        hand = self._hand
         assert hand is not None
-        for _ in range(_STEPS_MAX):
-            excess = series.writer.bytes + size - options.bytes_max - options.slack_bytes
-            missing = options.free_bytes_floor + size - self._disk.free_bytes(series.folder)
-            if max(excess, missing) <= 0:
-                return
-            if not hand.step(self.pinned, size).freed_bytes and hand.stuck:
+        evicted = False
+        for _ in range(_STEPS_MAX if size <= self._options.bytes_max else 0):
+            if not hand.lacks_room(size):
+                return evicted
+            if hand.step(self.pinned, size).freed_bytes:
+                evicted = True
+            elif hand.stuck:
                 break
         with self._counts_lock:
             self._refused += 1

@@ -85,11 +85,12 @@ class FetchedIndex(Index):
             return new
 
     def retire(self, packs: Sequence[PackId]) -> None:
-        """Drop packs and their voids, before their files are removed or because they are gone.
+        """Let rows and voids of packs count no more, before their files are removed.
 
-        One transaction, and not a durable one: a power cut may bring back both rows and file, or
-        the rows alone, which the next start drops. So does a kill, where StorageFull or
-        StorageFailed is raised; readers see no row of theirs in any case.
+        Not durable: a power cut may bring back both rows and file, or the rows alone, which the
+        next start drops. So does a kill, where StorageFull or StorageFailed is raised; readers see
+        no row of theirs in any case. forget() is for when the removal of the files is durable:
+        until then the next start has to know that a file is to go, for rows stay in their runs.
         """
         gone = set(packs)
         with self._db.lock:
@@ -102,11 +103,12 @@ class FetchedIndex(Index):
                     "UPDATE meta SET value = max(value, ?) WHERE key = 'next_pack'",
                     (max(packs) + 1,),
                 )
-                for table, column in (("packs", "number"), ("voids", "pack")):
-                    self._writer.executemany(
-                        f"DELETE FROM {table} WHERE {column} = ?",  # noqa: S608 (names of our own)
-                        [(pack,) for pack in packs],
-                    )
+                self._writer.executemany(
+                    "UPDATE packs SET state = 2 WHERE number = ?", [(pack,) for pack in packs]
+                )
+                self._writer.executemany(
+                    "DELETE FROM voids WHERE pack = ?", [(pack,) for pack in packs]
+                )
 
 
 def _dumped(offsets: array[int]) -> bytes:

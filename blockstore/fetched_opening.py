@@ -76,11 +76,18 @@ class FetchedRecovery:
         """Do it. Raises StorageFull and StorageFailed when the index cannot be written."""
         names = self.disk.listdir(self.folder)
         present = {number for name in names if (number := pack_number(name)) is not None}
-        known = set(self.index.packs)
-        highest = max([self.index.next_pack() - 1, *present, *known])
-        gone = sorted((known | set(self.index.void_counts())) - present)
+        rows_of = self.index.packs
+        highest = max([self.index.next_pack() - 1, *present, *rows_of])
+        for number in rows_of.keys() & present:
+            if rows_of[number].state is PackState.CONDEMNED:
+                self._remove(self.folder / pack_name(number))
+                present.discard(number)
+        gone = sorted((rows_of.keys() | self.index.void_counts().keys()) - present)
         if gone:
             self.index.retire(gone)
+            self.disk.fsync_dir(self.folder)
+            self.index.forget(gone)
+        known = set(self.index.packs)
         rows: dict[ChunkId, Location] = {}
         packs: list[PackRow] = []
         adopted: OpenPack | None = None

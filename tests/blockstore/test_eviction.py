@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import random
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,6 +230,73 @@ def test_memory_does_not_grow_with_what_was_evicted(open_store: Opener) -> None:
     assert set(hand.used._bits) <= alive
     assert len(series.writer.pending) <= 20 + PER_PACK
     assert len(alive) <= 19
+
+
+def test_everything_at_once(open_store: Opener) -> None:
+    """Fetching, reading, evicting, own data and collections in parallel: right or missing."""
+    store = open_store(LIMITED)
+    data = blocks(600)
+    names = [chunk_id(block) for block in data]
+    content = dict(zip(names, data, strict=True))
+    pinned = set(names[:30])
+    store.set_pinned(pinned.intersection)
+    store.put_fetched(data[:30])
+    own = store.put(blocks(50, seed=1))
+    store.sync()
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def guarded(work: Callable[[random.Random], None], seed: int) -> threading.Thread:
+        def run() -> None:
+            rng = random.Random(seed)
+            try:
+                while not stop.is_set():
+                    work(rng)
+            except BaseException as error:  # noqa: BLE001 (shown by the test)
+                failures.append(error)
+                stop.set()
+
+        return threading.Thread(target=run)
+
+    def fetch(rng: random.Random) -> None:
+        some = rng.sample(names, 8)
+        assert store.put_fetched([content[name] for name in some]) == some
+
+    turns = itertools.count()
+
+    def look(rng: random.Random) -> None:
+        for name in rng.sample(names, 20):
+            got = store.fetch_nowait(name) or read(store, name)
+            assert got in {None, content[name]}
+        some = rng.sample(names[:30], 10)
+        assert store.fetch(some) == {name: content[name] for name in some}
+        store.resident(rng.sample(names, 50))
+        if next(turns) > 300:
+            stop.set()
+
+    def evict(rng: random.Random) -> None:
+        store.evict_step()
+        store.evict(rng.sample(names[30:], 3))
+
+    def own_data(rng: random.Random) -> None:
+        store.put(rng.sample(data[100:], 3))
+        store.sync()
+        store.collect([own], waste_max=0.1)
+
+    threads = [
+        guarded(work, seed) for seed, work in enumerate((fetch, fetch, look, look, evict, own_data))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    stats = store.stats().fetched
+    assert stats.dropped == 0
+    assert stats.evicted > 100
+    assert store.damaged() == {}
+    assert_agrees(store, content)
+    assert_sound(store)
 
 
 @pytest.fixture
