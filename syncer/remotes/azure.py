@@ -36,7 +36,8 @@ from syncer.remotes.object_options import (
     yes_or_no,
 )
 from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
-from syncer.remotes.objects import Condition, Listed, ObjectInfo, ObjectRemote, TooLarge
+from syncer.remotes.object_store import Condition, Listed, ObjectInfo, TooLarge
+from syncer.remotes.objects import ObjectRemote
 from syncer.remotes.remote import Remote
 from syncer.remotes.url import RemoteUrl, check_options
 
@@ -281,7 +282,7 @@ class _Container:
         )
         if source.etag:
             request.headers["x-ms-source-if-match"] = source.etag
-        answer = await self.http.send(request, self.place(key), fine=(202,))
+        answer = await self.http.send(request, self.place(key), fine=(202,), work_bytes=source.size)
         # At once within an account, as a rule.
         while (state := answer.headers.get("x-ms-copy-status", "success")) == "pending":
             await asyncio.sleep(COPY_POLL_S)
@@ -377,7 +378,7 @@ class _Blocks:
         request.body = f"<BlockList>{names}</BlockList>".encode()
         request.headers["content-type"] = "application/xml"
         place = self._container.place(self._key)
-        answer = await self._container.http.send(request, place, fine=(201,))
+        answer = await self._container.http.send(request, place, fine=(201,), work_bytes=self._size)
         return self._container.written(self._key, self._size, answer, self._metadata, None)
 
     async def abort(self) -> None:

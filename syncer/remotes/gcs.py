@@ -32,7 +32,8 @@ from syncer.remotes.object_options import (
     yes_or_no,
 )
 from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
-from syncer.remotes.objects import Condition, Listed, ObjectInfo, ObjectRemote, TooLarge
+from syncer.remotes.object_store import Condition, Listed, ObjectInfo, TooLarge
+from syncer.remotes.objects import ObjectRemote
 from syncer.remotes.remote import Remote
 from syncer.remotes.url import RemoteUrl, check_options
 

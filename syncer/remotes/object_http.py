@@ -37,7 +37,9 @@ from syncer.remotes.errors import (
 from syncer.remotes.machinery import Machinery
 
 ANSWER_BYTES_MAX = 32 << 20  # 1,000 keys of 1,024 bytes, escaped, with metadata, take 4 MiB
-SLOWEST_BYTES_PER_S = 256 << 10  # what a long body may take beyond the timeout of a request
+# What may be added to the timeout of a request: for a long body, for work at the server.
+SLOWEST_BYTES_PER_S = 256 << 10
+SLOWEST_COPY_BYTES_PER_S = 16 << 20
 CLOSE_S = 2.0
 
 _SKEW = "the clocks differ: set this machine's clock (NTP), 15 minutes apart is too much"
@@ -254,22 +256,29 @@ class ObjectHttp:
 
     def _pool(self) -> httpx.AsyncClient:
         if self._client is None:
-            wait_s = self._machinery.read_timeout_s
             self._client = httpx.AsyncClient(
-                timeout=httpx.Timeout(wait_s, connect=self._machinery.connect_timeout_s),
                 limits=httpx.Limits(max_connections=self._machinery.connections_max),
                 follow_redirects=False,
             )
         return self._client
 
     @contextlib.asynccontextmanager
-    async def turn(self, place: str, body_bytes: int = 0) -> AsyncIterator[None]:
-        """One request at a time of as many as there may be; ends it when its time is over."""
+    async def turn(
+        self, place: str, body_bytes: int = 0, work_bytes: int = 0
+    ) -> AsyncIterator[float]:
+        """One request at a time of as many as there may be; ends it when its time is over.
+
+        Gives that time in seconds.
+        """
         async with self._places:
-            limit_s = self._machinery.read_timeout_s + body_bytes / SLOWEST_BYTES_PER_S
+            limit_s = (
+                self._machinery.read_timeout_s
+                + body_bytes / SLOWEST_BYTES_PER_S
+                + work_bytes / SLOWEST_COPY_BYTES_PER_S
+            )
             try:
                 async with asyncio.timeout(limit_s):
-                    yield
+                    yield limit_s
             except TimeoutError:
                 raise Unreachable(f"{place}: no answer within {limit_s:.0f} s") from None
 
@@ -280,14 +289,18 @@ class ObjectHttp:
         *,
         fine: tuple[int, ...] = (200,),
         body_max: int = ANSWER_BYTES_MAX,
+        work_bytes: int = 0,
     ) -> Answer:
-        """Sign, send, and read the answer. Raises what a status other than `fine` means."""
+        """Sign, send, and read the answer. Raises what a status other than `fine` means.
+
+        `work_bytes`: what the server must move before it can answer.
+        """
         if self.signer.wants_sha256:
             request.body_sha256 = await _sha256(request.body)
         request.headers.setdefault("accept-encoding", "identity")
         await self.signer.sign(request, self.host)
-        async with self.turn(place, len(request.body)):
-            answer = await self._exchange(request, place, body_max)
+        async with self.turn(place, len(request.body), work_bytes) as limit_s:
+            answer = await self._exchange(request, place, body_max, limit_s)
         if answer.status not in fine:
             raise self.refused(answer, place)
         return answer
@@ -302,13 +315,16 @@ class ObjectHttp:
             self.signer.forget()
         return error
 
-    async def _exchange(self, request: Request, place: str, body_max: int) -> Answer:
+    async def _exchange(
+        self, request: Request, place: str, body_max: int, limit_s: float
+    ) -> Answer:
         try:
             async with self._pool().stream(
                 request.method,
                 self.endpoint + request.target,
                 headers=request.headers,
                 content=request.body,
+                timeout=httpx.Timeout(limit_s, connect=self._machinery.connect_timeout_s),
             ) as response:
                 body = bytearray()
                 async for piece in response.aiter_raw():

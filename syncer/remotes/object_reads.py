@@ -24,7 +24,7 @@ from syncer.remotes.object_http import (
     seconds_ns,
     strong_etag,
 )
-from syncer.remotes.objects import ObjectInfo, TooLarge
+from syncer.remotes.object_store import ObjectInfo, TooLarge
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

@@ -17,8 +17,8 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import trio
 
@@ -33,6 +33,7 @@ from syncer.remotes.errors import (
     RemoteError,
     Unsupported,
 )
+from syncer.remotes.object_store import Condition, Listed, ObjectInfo, Store, TooLarge, Upload
 from syncer.remotes.remote import (
     ROOT,
     Attributes,
@@ -53,104 +54,6 @@ ABORT_S = 5.0  # for taking back an upload
 CONTENT_TYPE = "content-type"  # the one piece of metadata that is not the user's
 
 _log = logging.getLogger(__name__)
-
-
-class TooLarge(Unsupported):
-    """An object is larger than it may be to be read whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What a store says of one object."""
-
-    key: bytes  # the whole of it, from the bucket's root
-    size: int
-    etag: str = ""
-    mtime_ns: int = 0
-    md5: bytes | None = None  # of the content, where the store is certain of it
-    metadata: Mapping[str, bytes] = field(default_factory=dict)
-    is_folder: bool = False  # stands for a directory: an empty object by agreement
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One page of a listing."""
-
-    objects: Sequence[ObjectInfo]
-    prefixes: Sequence[bytes]  # the directories, each ending in `/`
-    following: str = ""  # asks for the next page; "" after the last
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What must hold for a write."""
-
-    etag: str = ""  # the object there has this one
-    absent: bool = False  # there is none
-
-
-class Upload(Protocol):
-    """An object on its way to a store, in parts; nobody sees it before `finish`."""
-
-    async def put(self, index: int, data: bytes) -> None:
-        """Send one part, counted from 0."""
-
-    async def finish(self) -> ObjectInfo:
-        """Make it the object. Raises Changed, Exists by its condition."""
-
-    async def abort(self) -> None:
-        """Take it back."""
-
-
-class Store(Protocol):
-    """A bucket or container. All methods are for the bridge's loop, all keys are whole."""
-
-    capabilities: Capabilities
-    part_bytes_min: int
-    parts_max: int
-    parts_at_once: int  # 1: one after the other, in order
-
-    async def list(self, prefix: bytes, following: str, keys_max: int) -> Listed:
-        """A page of what begins with `prefix`, up to the next `/`."""
-
-    async def head(self, key: bytes) -> ObjectInfo:
-        """One object. Raises Missing."""
-
-    async def get(
-        self, key: bytes, etag: str, start: int, end: int | None, size_max: int
-    ) -> tuple[ObjectInfo, bytes]:
-        """Bytes from `start` up to `end` (None: all, if they are at most `size_max`).
-
-        Raises Changed where `etag` is not "" and not the object's, TooLarge.
-        """
-
-    def md5_of_etag(self, etag: str) -> bytes | None:
-        """The MD5 of the content, where the etag looks like one."""
-
-    async def confirms_md5(self, info: ObjectInfo) -> bool:
-        """Whether that is really what the etag is. Asked when the bytes have another one."""
-
-    async def put(
-        self, key: bytes, data: bytes, condition: Condition, metadata: Mapping[str, bytes]
-    ) -> ObjectInfo:
-        """Write an object in one request."""
-
-    async def begin(
-        self, key: bytes, size: int, condition: Condition, metadata: Mapping[str, bytes]
-    ) -> Upload:
-        """Begin to write one in parts. Leaves nothing behind when it is cancelled."""
-
-    async def copy(self, source: ObjectInfo, key: bytes, condition: Condition) -> None:
-        """Copy an object at the server, metadata included."""
-
-    async def delete(self, info: ObjectInfo) -> None:
-        """Delete an object that is there."""
-
-    async def set_metadata(self, info: ObjectInfo, metadata: Mapping[str, bytes]) -> None:
-        """Replace its metadata."""
-
-    async def close(self) -> None:
-        """Give up connections."""
 
 
 def speakable(key: bytes) -> bool:
@@ -208,22 +111,17 @@ class ObjectRemote:
         return full if full.endswith(b"/") or not full else full + b"/"
 
     async def _root_is_file(self) -> bool:
+        """Whether the URL names an object. While nothing is there, it may become either."""
         if self._is_file is None:
             try:
-                info: ObjectInfo | None = await self._run(self._store.head, self._path)
-            except Missing:
-                info = None
-            except Denied:
-                # Who may list need not be allowed to read: ask again next time.
+                info = await self._run(self._store.head, self._path)
+            except (Missing, Denied):  # who may list need not be allowed to read
                 return False
-            if info is None or info.is_folder or not info.size:
+            if info.size and not info.is_folder:
+                self._is_file = True
+            else:
                 below = await self._run(self._store.list, self._path + b"/", "", 1)
-                if below.objects or below.prefixes:
-                    self._is_file = False
-                    return False
-            if info is None:
-                return False  # nothing there yet: it may become either
-            self._is_file = True
+                self._is_file = not (info.is_folder or below.objects or below.prefixes)
         return self._is_file
 
     def _entry(self, info: ObjectInfo, key: bytes) -> Entry:
@@ -254,7 +152,8 @@ class ObjectRemote:
         following, found = "", key == ROOT
         while True:
             page = await self._run(self._store.list, prefix, following, PAGE_KEYS)
-            found = found or bool(page.objects or page.prefixes)
+            if page.objects or page.prefixes:
+                found, self._is_file = True, False
             if entries := self._entries(page, key, prefix):
                 await sink(entries)
             if not page.following:
@@ -311,13 +210,15 @@ class ObjectRemote:
                 if not info.is_folder:
                     return self._entry(info, key)
         below = await self._run(self._store.list, self._prefix(key), "", 1)
-        if key and not below.objects and not below.prefixes:
+        if below.objects or below.prefixes:
+            self._is_file = False
+        elif key:
             raise Missing(f"{self._place(key)}: there is no such object")
         return Entry(key if key.endswith(b"/") or not key else key + b"/", Kind.DIRECTORY)
 
     async def _file(self, key: bytes) -> ObjectInfo:
         """A file's object. Raises Missing, Unsupported for a directory."""
-        if key.endswith(b"/"):
+        if key.endswith(b"/") or (key == ROOT and not await self._root_is_file()):
             raise Unsupported(f"{self._place(key)} is no file")
         try:
             return await self._run(self._store.head, self._full(key))
@@ -333,7 +234,7 @@ class ObjectRemote:
         if not length:
             await trio.lowlevel.checkpoint()
             return b""
-        if key.endswith(b"/"):
+        if key.endswith(b"/") or (key == ROOT and not await self._root_is_file()):
             raise Unsupported(f"{self._place(key)} is no file")
         whole = not offset and length == version.size
         end = None if whole else offset + length
@@ -423,6 +324,8 @@ class ObjectRemote:
             if condition.etag:
                 raise Changed(f"{self._place(key)} is not the version to be replaced") from None
             raise
+        if key:
+            self._is_file = False
         return self._entry(info, key)
 
     async def _compare(self, key: bytes, version: Version) -> None:

@@ -37,7 +37,8 @@ from syncer.remotes.object_options import (
     yes_or_no,
 )
 from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
-from syncer.remotes.objects import Condition, Listed, ObjectInfo, ObjectRemote, TooLarge
+from syncer.remotes.object_store import Condition, Listed, ObjectInfo, TooLarge
+from syncer.remotes.objects import ObjectRemote
 from syncer.remotes.remote import Remote
 from syncer.remotes.url import RemoteUrl, check_options
 
@@ -339,7 +340,7 @@ class _Bucket:
         request.headers["x-amz-copy-source"] = f"/{self._bucket}/{quoted(source.key)}"
         if source.etag:
             request.headers["x-amz-copy-source-if-match"] = source.etag
-        answer = await self.http.send(request, self._place(key))
+        answer = await self.http.send(request, self._place(key), work_bytes=source.size)
         self.check(answer, self._place(key))
 
     def check(self, answer: Answer, place: str) -> ET.Element:
@@ -405,7 +406,7 @@ class _Parts:
         )
         request.body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
         request.headers["content-type"] = "application/xml"
-        answer = await self._bucket.http.send(request, self._place)
+        answer = await self._bucket.http.send(request, self._place, work_bytes=self._size)
         root = self._bucket.check(answer, self._place)
         return await self._bucket._written(  # noqa: SLF001 - likewise
             self._key, self._size, root.findtext("ETag") or ""

@@ -188,6 +188,46 @@ async def test_a_root_that_is_one_object(s3: S3Server, bridge: Bridge, prefix: s
     await remote.close()
 
 
+async def test_a_directory_is_no_file_whatever_is_called_like_it(
+    azure: AzureServer, bridge: Bridge, prefix: str
+):
+    azure.server.make_container(prefix)
+    azure.server.put(prefix, "d", b"a file of this name")
+    azure.server.put(prefix, "d/f", b"x")
+    for url in (f"az://{prefix}/d/", f"az://{prefix}"):
+        remote = await azure.open(bridge, url)
+        assert (await remote.stat(ROOT)).kind is Kind.DIRECTORY
+        for attempt in (
+            remote.read(ROOT, Version(19), 0, 19),
+            remote.read_whole(ROOT, 99),
+            remote.write(ROOT, Content(b"")),
+            remote.set_attributes(ROOT, Attributes(metadata={})),
+            remote.rename(ROOT, b"x"),
+        ):
+            with pytest.raises(Unsupported):
+                await attempt
+        with pytest.raises(NotEmpty):
+            await remote.delete(ROOT)
+        await remote.close()
+    # An empty object with something below is the marker of some tools.
+    azure.server.put(prefix, "d", b"")
+    remote = await azure.open(bridge, f"az://{prefix}/d")
+    assert (await listed(remote)).keys() == {b"f"}
+    await remote.close()
+
+
+async def test_where_nothing_is_yet(s3: S3Server, bridge: Bridge, prefix: str):
+    remote = await s3.open(bridge, f"s3://{BUCKET}/{prefix}")
+    assert await listed(remote) == {}
+    await remote.write(b"f", Content(b"x"))
+    assert (await listed(remote)).keys() == {b"f"}
+    await remote.close()
+    remote = await s3.open(bridge, f"s3://{BUCKET}/{prefix}-one")
+    await remote.write(ROOT, Content(b"x"))
+    assert (await remote.stat(ROOT)).kind is Kind.FILE
+    await remote.close()
+
+
 async def test_markers_make_directories_and_are_not_shown(
     azure: AzureServer, bridge: Bridge, prefix: str
 ):
