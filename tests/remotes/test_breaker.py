@@ -38,13 +38,15 @@ ONE_TRY = RemotePolicy(breaker_failures=3, breaker_after_s=10.0, attempts_max=1)
 
 events = st.lists(
     st.one_of(
-        st.tuples(st.just("pass"), st.floats(0.0, 20.0)),
+        st.tuples(st.just("pass"), st.sampled_from([0.5, 3.0, 20.0])),
+        st.tuples(st.just("ask"), st.none()),
         st.tuples(st.just("ask"), st.none()),
         st.tuples(st.just("succeed"), st.integers(0, 5)),
         st.tuples(st.just("fail"), st.integers(0, 5)),
         st.tuples(st.just("fail"), st.integers(0, 5)),
         st.tuples(st.just("abandon"), st.integers(0, 5)),
     ),
+    min_size=12,
     max_size=60,
 )
 
