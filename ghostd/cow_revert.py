@@ -34,6 +34,14 @@ _DIRTY_ROWS_MAX: Final = 20_000
 _DIRECTORY_MODE: Final = 0o755  # until the remote says another
 
 
+class _Run:
+    """One call of revert."""
+
+    def __init__(self) -> None:
+        self.touched: dict[int, None] = {}  # directories that are to be listed again
+        self.gone: set[int] = set()  # directories that were dropped
+
+
 class Reverter:
     """Owned by the filesystem's loop. One call at a time."""
 
@@ -57,68 +65,68 @@ class Reverter:
         began = time.monotonic()
         async with self._lock:
             count = 0
-            touched: dict[int, None] = {}  # directories
+            run = _Run()
             cursor: str | None = None
             while True:
                 projection, changes, cursor = await self._differ.page(path, cursor, _PAGE)
                 for change in changes:
-                    count += await self._take_back(projection, change, touched)
+                    count += await self._take_back(projection, change, run)
                     if self._tree.dirty_ops > _DIRTY_ROWS_MAX:
                         await self._writeback.commit()
                 if cursor is None:
                     break
-            waiting = await self._list_again(touched)
+            waiting = await self._list_again(run.touched)
             await self._writeback.commit()
         return Reverted(
             changes=count,
-            directories=len(touched),
+            directories=len(run.touched),
             waiting=waiting,
             seconds=time.monotonic() - began,
         )
 
     # --- one change ----------------------------------------------------------------------------
 
-    async def _take_back(
-        self, projection: Projection, change: LocalChange, touched: dict[int, None]
-    ) -> bool:
+    async def _take_back(self, projection: Projection, change: LocalChange, run: _Run) -> bool:
         """Whether the change was still there."""
         tree = self._tree
         await trio.lowlevel.checkpoint()
+        if change.parent in run.gone:
+            return False
         try:
             directory = tree.inode(change.parent)
         except StaleHandle:
-            return False  # it has gone with the directory it was in
+            return False
         found = tree.find(directory.ino, change.name)
         if change.kind == "deleted":
             if found is not None:
                 return False
-            self._show(directory, change.name, touched)
+            self._show(directory, change.name, run)
             return True
         if found is None or found[1] != change.ino:
             return False
         inode = tree.inode(change.ino)
         if change.kind == "attributes" and inode.is_dir:
             self._reset_directory(inode)
-            self._expire(directory, touched)
+            self._expire(directory, run)
             return True
         if inode.is_dir:
-            await self._empty(projection, inode, touched)
+            await self._empty(projection, inode, run)
             directory, inode = tree.inode(change.parent), tree.inode(change.ino)
             if tree.find(directory.ino, change.name) != found or inode.children:
                 return False  # somebody works in it
-        self._drop(projection, directory, change.name, inode, touched)
+        self._drop(projection, directory, change.name, inode, run)
         return True
 
-    def _show(self, directory: Inode, name: bytes, touched: dict[int, None]) -> None:
+    def _show(self, directory: Inode, name: bytes, run: _Run) -> None:
         """What the remote has under this name is shown again, once the directory is listed."""
         if self._tree.remote.hidden.get((directory.ino, name)):
             self._tree.remote.hidden.set((directory.ino, name), None)
-        self._expire(directory, touched)
+        self._expire(directory, run)
 
-    def _expire(self, directory: Inode, touched: dict[int, None]) -> None:
+    def _expire(self, directory: Inode, run: _Run) -> None:
         if self._tree.remote.dirs.get(directory.ino) is not None:
             self._listings.expire(directory)
-            touched[directory.ino] = None
+            run.touched[directory.ino] = None
 
     def _reset_directory(self, inode: Inode) -> None:
         """A directory where it belongs, of which attributes were changed: the remote's count."""
@@ -134,7 +142,7 @@ class Reverter:
         directory: Inode,
         name: bytes,
         inode: Inode,
-        touched: dict[int, None],
+        run: _Run,
     ) -> None:
         """Take a name away, and show again what the remote has under it and where it came from."""
         tree = self._tree
@@ -147,14 +155,16 @@ class Reverter:
             inode.nlink = 0
             tree.touch(inode)
             tree.reap(inode)
+            run.gone.add(inode.ino)
+            run.touched.pop(inode.ino, None)
         else:
             tree.unlinked(inode)
             self._writeback.freed()
         projection.conflicts.discard(inode.ino)
         self._invalidate(directory.ino, name)
-        self._show(directory, name, touched)
+        self._show(directory, name, run)
         if key is not None:
-            self._show_source(projection, directory, name, key, touched)
+            self._show_source(projection, directory, name, key, run)
 
     def _key(self, inode: Inode) -> bytes | None:
         if inode.is_dir:
@@ -169,7 +179,7 @@ class Reverter:
         directory: Inode,
         name: bytes,
         key: bytes,
-        touched: dict[int, None],
+        run: _Run,
     ) -> None:
         """Show the entry again that had been moved away from where the remote has it."""
         row = self._tree.remote.dirs.get(directory.ino)
@@ -189,9 +199,9 @@ class Reverter:
         is_dir = key.endswith(b"/")
         for shown in {local_name(last, is_dir, ()), local_name(last, is_dir, (last,))}:
             if shown is not None and self._tree.remote.hidden.get((ino, shown)):
-                self._show(self._tree.inode(ino), shown, touched)
+                self._show(self._tree.inode(ino), shown, run)
 
-    async def _empty(self, projection: Projection, top: Inode, touched: dict[int, None]) -> None:
+    async def _empty(self, projection: Projection, top: Inode, run: _Run) -> None:
         """Drop everything below a directory that is to go."""
         tree = self._tree
         stack: list[tuple[int, bytes]] = [(top.ino, b"")]  # directory, its name in the one above
@@ -205,7 +215,7 @@ class Reverter:
                 if inode.is_dir and inode.children:
                     below = (number, name)
                     break
-                self._drop(projection, directory, name, inode, touched)
+                self._drop(projection, directory, name, inode, run)
             await trio.lowlevel.checkpoint()
             if tree.dirty_ops > _DIRTY_ROWS_MAX:
                 await self._writeback.commit()
@@ -214,7 +224,7 @@ class Reverter:
             elif not page:
                 stack.pop()
                 if stack:
-                    self._drop_if_empty(projection, stack[-1][0], own_name, ino, touched)
+                    self._drop_if_empty(projection, stack[-1][0], own_name, ino, run)
 
     def _page(self, ino: int) -> list[tuple[int, bytes, int]]:
         tree = self._tree
@@ -224,12 +234,12 @@ class Reverter:
         ]
 
     def _drop_if_empty(
-        self, projection: Projection, above: int, name: bytes, ino: int, touched: dict[int, None]
+        self, projection: Projection, above: int, name: bytes, ino: int, run: _Run
     ) -> None:
         found = self._tree.find(above, name)
         inode = self._tree.inode(ino)
         if found is not None and found[1] == ino and not inode.children:
-            self._drop(projection, self._tree.inode(above), name, inode, touched)
+            self._drop(projection, self._tree.inode(above), name, inode, run)
 
     # --- the remote's entries --------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from ghostd.remote_rows import PART_BLOCKS
 from ghostd.residency import known_parts, part_blocks
 from ghostd.threads import Threads
 from ghostd.tree import Tree
-from ghostd.tree_walk import Seen, Walk, find_path
+from ghostd.tree_walk import Seen, Walk, find_path, still_there
 from ghostd.writeback import Writeback
 
 _BATCH = 8_192  # blocks that the store forgets at once
@@ -60,7 +60,7 @@ class Evictor:
         found, walk = tops, Walk(self._tree, tops)
         while found:
             for entry in found:
-                if entry.base and entry.is_file:
+                if entry.base and entry.is_file and still_there(self._tree, entry):
                     await self._evict_file(batch, entry)
             found = await walk.slice()
         await self._settle(batch)
@@ -94,6 +94,8 @@ class Evictor:
             rows.blocks.set((entry.base, part), None)
             if len(batch.blocks) > _BATCH - PART_BLOCKS:
                 await self._settle(batch)
+                if not still_there(self._tree, entry):
+                    return
         batch.files += had
 
     async def _settle(self, batch: _Batch) -> None:

@@ -15,7 +15,7 @@ import trio
 from blockstore.errors import OrbitError
 from ghostd.listings import Listings
 from ghostd.tree import Tree
-from ghostd.tree_walk import Seen, entries_page, parts_of, root_of, step
+from ghostd.tree_walk import Seen, entries_page, parts_of, root_of, step, still_there
 
 WALKERS: Final = 8
 _SHARED_MAX: Final = 256  # directories on the common stack
@@ -104,6 +104,8 @@ class ListingWalk:
         self.directories += 1
         if not directory.projection:
             return True
+        if not still_there(self._tree, directory):
+            return False
         try:
             await self._listings.fresh(self._tree.inode(directory.ino))
         except OrbitError as error:

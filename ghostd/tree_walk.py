@@ -109,6 +109,18 @@ def find_path(tree: Tree, path: bytes) -> Seen:
     return at
 
 
+def still_there(tree: Tree, entry: Seen) -> bool:
+    """Whether the entry's name still leads to it; ask after every await.
+
+    Of an inode that has gone, rows can be loaded until the next commit: nothing may be written for
+    them.
+    """
+    if entry.ino == ROOT_INO:
+        return True
+    found = tree.find(entry.parent, entry.name)
+    return found is not None and found[1] == entry.ino
+
+
 def entries_page(tree: Tree, directory: Seen, after: int, below: int) -> list[tuple[int, Seen]]:
     """(cookie, entry): about SLICE entries of a directory behind a cookie; none at its end."""
     page: list[tuple[int, Seen]] = []

@@ -30,7 +30,7 @@ from ghostd.remote_rows import PART_BLOCKS, VersionRow
 from ghostd.residency import part_blocks, shown_of_blocks
 from ghostd.threads import Threads
 from ghostd.tree import Tree
-from ghostd.tree_walk import Seen
+from ghostd.tree_walk import Seen, still_there
 from ghostd.writeback import Writeback, first_error
 from orbit_paths import path_to_text
 
@@ -240,7 +240,7 @@ class Works:
         work.bytes += entry.size
         row = self._tree.remote.versions.get(entry.base) if entry.base else None
         projection = self._projection_of(entry.projection)
-        if row is None or projection is None:
+        if row is None or projection is None or not still_there(self._tree, entry):
             work.bytes_done += entry.size
             self._one_less(work, file)
             return
@@ -256,6 +256,8 @@ class Works:
         for part in range(-(-blocks // PART_BLOCKS)):
             numbers = range(part * PART_BLOCKS, min((part + 1) * PART_BLOCKS, blocks))
             missing = await self._missing(work, entry, part, numbers, size)
+            if not still_there(self._tree, entry):
+                break
             for window in _windows(missing, max(1, _WINDOW_BYTES // size)):
                 await work.windows.acquire()
                 if file.failed:  # the rest of it would fail as well
@@ -275,6 +277,8 @@ class Works:
         if known:
             names = list(known.values())
             resident = await self._threads.run("read", self._store.resident, names)
+            if not still_there(self._tree, entry):
+                return []
             for (number, name), is_here in zip(known.items(), resident, strict=True):
                 if is_here:
                     here.add(number)
