@@ -160,12 +160,13 @@ class SeaweedFs:
 def seaweedfs() -> Iterator[SeaweedFs]:
     """A server without buckets save the public one. Ready after about 4 s."""
     folder = Path(tempfile.mkdtemp(prefix="seaweedfs-"))
+    inner = {role: free_port() for role in ("master", "volume", "filer", "s3")}
     process: Process | None = None
     try:
         (folder / "s3.json").write_text(json.dumps(_IDENTITIES))
         (folder / "data").mkdir()
         port = free_port()
-        process = Process(_command(folder, port), folder / "log")
+        process = Process(_command(folder, port, inner), folder / "log")
         server = SeaweedFs(port, folder, process)
         process.wait_ready(server.is_ready)
         server.make_bucket(PUBLIC_BUCKET)
@@ -173,20 +174,22 @@ def seaweedfs() -> Iterator[SeaweedFs]:
     finally:
         if process is not None:
             process.kill()  # asked politely, it takes 27 s
+        for role, grpc in inner.items():
+            # No option moves these.
+            Path(f"/tmp/seaweedfs-{role}-grpc-{grpc}.sock").unlink(missing_ok=True)
         shutil.rmtree(folder)
 
 
-def _command(folder: Path, port: int) -> list[str]:
+def _command(folder: Path, port: int, inner: Mapping[str, int]) -> list[str]:
     """Everything on ports of its own and on the loopback, and no word to the makers."""
-    roles = ("master", "volume", "filer")
-    ports = [f"-{role}.{kind}={free_port()}" for role in roles for kind in ("port", "port.grpc")]
     return [
         str(Path(sys.executable).with_name("weed")),
         "server",
         f"-dir={folder / 'data'}",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
-        *ports,
+        *(f"-{role}.port={free_port()}" for role in inner if role != "s3"),
+        *(f"-{role}.port.grpc={grpc}" for role, grpc in inner.items()),
         "-master.telemetry=false",
         "-master.volumeSizeLimitMB=256",
         "-volume.max=0",  # as many volumes as the disk holds
@@ -194,7 +197,6 @@ def _command(folder: Path, port: int) -> list[str]:
         f"-filer.localSocket={folder / 'filer.sock'}",
         "-s3",
         f"-s3.port={port}",
-        f"-s3.port.grpc={free_port()}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         f"-s3.localSocket={folder / 's3.sock'}",
