@@ -1,9 +1,12 @@
 """HTTP for one remote: kept connections, redirects, deadlines, and what a status means.
 
-The standard library's client in threads. Measured, 1 GiB from nginx over loopback in ranges of
-8 MiB (1 MiB), two at a time: 0.35 (0.49) CPU seconds against 0.61 (0.86) of obstore and 2.65 (2.50)
-of httpx; and nothing but the bytes of a key goes into a request's path. All of it blocks, save
-`Call.abort`.
+The standard library's client in threads: nothing but the bytes of a key goes into a path, and all
+headers of an answer can be seen. Measured, 1 GiB from nginx over loopback in ranges of 8 MiB
+(1 MiB), two at a time, CPU seconds: this 0.68 (0.76), obstore 0.61 to 0.78 (0.86), httpx 2.65
+(2.50).
+
+All of it blocks, save `Call.abort`. Every wait has a limit; an answer that trickles can take
+longer in all, and ends when its call is given up.
 """
 
 from __future__ import annotations
@@ -156,12 +159,12 @@ class Response:
         parts: list[bytes] = []
         with self._client.translated(self.target):
             call.hold(self._socket)
-            while length:
+            while length and not self._response.isclosed():
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError
                 self._socket.settimeout(left)
-                part = self._response.read1(min(length, _PIECE_BYTES))
+                part = self._response.read(min(length, _PIECE_BYTES))
                 if not part:
                     break
                 parts.append(part)
