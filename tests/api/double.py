@@ -14,6 +14,7 @@ from ghostd.facade import (
     Stats,
     Status,
 )
+from tests.api.double_projections import DoubleProjections
 
 STATUS = Status(
     state=DaemonState.READY,
@@ -60,6 +61,7 @@ class DoubleControl:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)  # released by every blocking call that begins
+        self.projections = DoubleProjections(self)
 
     def _pass(self, *call) -> None:
         self.calls.append(call)
@@ -70,6 +72,10 @@ class DoubleControl:
 
     def status(self) -> Status:
         return self.current
+
+    def with_remotes(self) -> Status:
+        """The status with what the projections say is wrong."""
+        return replace(self.current, remotes=self.projections.problems())
 
     def stats(self) -> Stats:
         return Stats(

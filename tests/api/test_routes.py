@@ -78,6 +78,18 @@ def test_openapi_describes_every_call(client):
         "/v1/check",
         "/v1/collect",
         "/v1/stop",
+        "/v1/projections",
+        "/v1/project",
+        "/v1/unproject",
+        "/v1/refresh",
+        "/v1/residency",
+        "/v1/warm",
+        "/v1/warm/{number}",
+        "/v1/pin",
+        "/v1/unpin",
+        "/v1/evict",
+        "/v1/diff",
+        "/v1/revert",
     }
 
 
