@@ -17,8 +17,8 @@ from typing import Any
 
 import asyncssh
 from asyncssh.config import SSHClientConfig
+from asyncssh.public_key import get_default_public_key_algs
 
-from syncer.remotes.credentials import Login
 from syncer.remotes.errors import Busy, Denied, RemoteError, Unreachable, Unsupported
 from syncer.remotes.machinery import Machinery
 from syncer.remotes.sftp_session import SftpSession
@@ -70,6 +70,25 @@ class _Trust:
             if matched[0] or matched[1]:
                 self.known_in.append(file)
         return found
+
+    def algorithms(self, host: str, port: int) -> list[str]:
+        """Kinds of host keys to ask for, those first that are known; empty: the usual ones.
+
+        All others too, since a server that has changed would just hang up otherwise.
+        """
+        trusted, authorities = self.match(host, "", None if port == 22 else port)[:2]
+        known = [algorithm for key in trusted for algorithm in key.sig_algorithms]
+        if not known or authorities:
+            return []
+        both = dict.fromkeys([*known, *get_default_public_key_algs()])
+        return [algorithm.decode() for algorithm in both]
+
+
+class _Keys(list[str]):
+    """Files of keys. Never false, even without any: else asyncssh would use its own defaults."""
+
+    def __bool__(self) -> bool:
+        return True
 
 
 class _Client(asyncssh.SSHClient):
@@ -186,11 +205,15 @@ class Link:
 
     def _arguments(self, trust: _Trust) -> dict[str, Any]:
         """For asyncssh.connect."""
-        login = self._machinery.credentials.find(self._url)
-        files = [str(path) for path in self._machinery.ssh_config if path.is_file()]
-        user = self._url.user or login.get("user")
+        url, machinery = self._url, self._machinery
+        login = machinery.credentials.find(url)
+        files = [str(path) for path in machinery.ssh_config if path.is_file()]
+        user = url.user or login.get("user")
+        config = SSHClientConfig.load(
+            None, files, False, False, False, "", user or (), url.host, url.port or ()
+        )
         arguments: dict[str, Any] = {
-            "host": self._url.host,
+            "host": url.host,
             "config": files,
             "client_factory": lambda: _Client(trust),
             "known_hosts": trust.match,
@@ -209,33 +232,27 @@ class Link:
             "connect_timeout": None,
             "login_timeout": 0,  # there is one for everything
         }
-        if self._url.port is not None:
-            arguments["port"] = self._url.port
+        if url.port is not None:
+            arguments["port"] = url.port
         if user is not None:
             arguments["username"] = user
-        config = SSHClientConfig.load(
-            None, files, False, False, False, "", user or (), self._url.host, self._url.port or ()
-        )
         if config.get("IdentityAgent") is None:
-            arguments["agent_path"] = self._machinery.environment.get("SSH_AUTH_SOCK")
+            arguments["agent_path"] = machinery.environment.get("SSH_AUTH_SOCK")
         if "identity" in self._options:
             arguments["client_keys"] = [str(self._home_path(self._options["identity"]))]
         elif config.get("IdentityFile") is None:
-            arguments["client_keys"] = self._default_keys(login)
+            paths = [machinery.home / ".ssh" / name for name in _KEY_FILES]
+            arguments["client_keys"] = _Keys(str(path) for path in paths if path.is_file())
+            arguments["ignore_encrypted"] = True
+        host = str(config.get("HostKeyAlias") or config.get("Hostname") or url.host)
+        port = int(str(url.port or config.get("Port") or 22))
+        if algorithms := trust.algorithms(host, port):
+            arguments["server_host_key_algs"] = algorithms
         return arguments
 
     def _home_path(self, text: str) -> Path:
         home = self._machinery.home
         return home / text.removeprefix("~/") if text.startswith("~/") else Path(text)
-
-    def _default_keys(self, login: Login) -> list[asyncssh.SSHKey] | None:
-        """The user's keys, without those that need a passphrase that we do not have."""
-        keys = []
-        for name in _KEY_FILES:
-            with contextlib.suppress(OSError, asyncssh.KeyImportError):
-                path = self._machinery.home / ".ssh" / name
-                keys.append(asyncssh.read_private_key(str(path), login.get("passphrase")))
-        return keys or None
 
     # What went wrong
 

@@ -7,6 +7,7 @@ methods that send return futures, so that a caller can send several and wait onc
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,8 +34,10 @@ from syncer.remotes.sftp_wire import (
 _LENGTH_SAFE = 32 << 10
 _LENGTH_MAX = 255 << 10
 
-# Bytes of one read asked for at a time: 40 ms of 400 MB/s.
-_IN_FLIGHT = 16 << 20
+# Bytes asked for at a time: 40 ms of 400 MB/s.
+_IN_FLIGHT_MAX = 16 << 20
+
+_PATIENCE_S = 0.05  # of what need not be sent at once
 
 Landed = Callable[[int, Fields], None]  # the answer's type and what follows its id
 
@@ -56,6 +59,10 @@ class SftpSession(asyncssh.SSHClientSession[bytes]):
         self._loop = asyncio.get_running_loop()
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
         self._received = bytearray()
+        self._unsent: list[bytes] = []
+        self._flushing = False
+        self._readings: deque[Reading] = deque()  # with requests that are still to be sent
+        self._in_flight = 0  # bytes asked for by READ
         self._waiting: dict[int, tuple[Landed, Callable[[RemoteError], None]]] = {}
         self._next_id = 0
         self._greeting: asyncio.Future[dict[bytes, bytes]] = self._loop.create_future()
@@ -158,18 +165,38 @@ class SftpSession(asyncssh.SSHClientSession[bytes]):
 
             self._send(Packet.EXTENDED, string(LIMITS), landed, lambda _: None)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, *, soon: bool = True) -> None:
+        """Send with all that is written in this turn of the loop: one system call, not one each.
+
+        `soon` is false for what can wait for the next request.
+        """
         if self.lost is not None:
             raise self.lost
-        assert self._channel is not None
-        self._channel.write(data)
+        self._unsent.append(data)
+        if soon and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        elif not soon and len(self._unsent) == 1:
+            self._loop.call_later(_PATIENCE_S, self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        unsent, self._unsent = self._unsent, []
+        if unsent and self.lost is None and self._channel is not None:
+            self._channel.write(b"".join(unsent))
 
     def _send(
-        self, kind: Packet, body: bytes, landed: Landed, fail: Callable[[RemoteError], None]
+        self,
+        kind: Packet,
+        body: bytes,
+        landed: Landed,
+        fail: Callable[[RemoteError], None],
+        *,
+        soon: bool = True,
     ) -> None:
         number = self._next_id
         self._next_id = (number + 1) & 0xFFFFFFFF
-        self._write(u32(len(body) + 5) + bytes([kind]) + u32(number) + body)
+        self._write(u32(len(body) + 5) + bytes([kind]) + u32(number) + body, soon=soon)
         self._waiting[number] = (landed, fail)
 
     def ask(
@@ -236,16 +263,37 @@ class SftpSession(asyncssh.SSHClientSession[bytes]):
         return Opening(self._guess.opening(), future)
 
     def close(self, handle: bytes) -> None:
-        """CLOSE; nobody needs the answer."""
-        if self.lost is None:
-            self._send(
-                Packet.CLOSE, string(handle), lambda *_: self._guess.closed(), lambda _: None
-            )
-            self._guess.closing(handle)
+        """CLOSE, with the next request; nobody needs the answer."""
+        if self.lost is not None:
+            return
+        self._send(
+            Packet.CLOSE,
+            string(handle),
+            lambda *_: self._guess.closed(),
+            lambda _: None,
+            soon=False,
+        )
+        self._guess.closing(handle)
 
     def read(self, handle: bytes, offset: int, length: int) -> Reading:
         """READ a range, and the file's attributes after that."""
-        return Reading(self, handle, offset, length)
+        reading = Reading(self, handle, offset, length)
+        self.queue(reading)
+        return reading
+
+    def queue(self, reading: Reading) -> None:
+        """Send what `reading` asks for, as far as there may be more in flight.
+
+        The limit is the session's: data that was asked for comes even if nobody wants it any more.
+        """
+        self._readings.append(reading)
+        self._send_reads()
+
+    def _send_reads(self) -> None:
+        while self._readings and self._in_flight < _IN_FLIGHT_MAX:
+            reading = self._readings.popleft()
+            if reading.send_next():
+                self._readings.append(reading)  # so that a short one does not wait for long ones
 
     def send_read(
         self,
@@ -256,7 +304,15 @@ class SftpSession(asyncssh.SSHClientSession[bytes]):
         fail: Callable[[RemoteError], None],
     ) -> None:
         """One READ."""
-        self._send(Packet.READ, string(handle) + u64(offset) + u32(length), landed, fail)
+
+        def landed_here(kind: int, fields: Fields) -> None:
+            self._in_flight -= length
+            landed(kind, fields)
+            self._send_reads()
+
+        body = string(handle) + u64(offset) + u32(length)
+        self._send(Packet.READ, body, landed_here, fail)
+        self._in_flight += length
 
     def stat_open(self, handle: bytes) -> asyncio.Future[bytes]:
         """FSTAT."""
@@ -274,77 +330,91 @@ def _failing(future: asyncio.Future[bytes]) -> Callable[[RemoteError], None]:
 class Reading:
     """A range of a file that is being read.
 
-    All requests that fit into what may be in flight leave at once, and FSTAT after the last: what
-    it says was true after every byte had been read.
+    FSTAT leaves behind the last READ: what it says was true after every byte had been read.
     """
 
     def __init__(self, session: SftpSession, handle: bytes, offset: int, length: int) -> None:
         self._session = session
         self._handle = handle
         self._offset = offset
-        self._data = bytearray(length)
-        self._sent = 0  # bytes asked for
-        self._in_flight = 0  # bytes
+        self._parts: dict[int, bytes] = {}  # by where they lie in the range
+        self._unsent: deque[tuple[int, int]] = deque([(0, length)] if length else [])
+        self._gaps: list[tuple[int, int]] = []  # of answers that were short; the file may end there
         self._end = length  # less where the file turned out to end
+        self._awaited = 0  # answers to READ
         self._error: Status | Garbled | None = None
         self._given_up = False
         self._attrs: asyncio.Future[bytes] | None = None
         self._read = session.future()
-        self._send()
 
-    def _send(self) -> None:
-        while self._sent < self._end and self._in_flight < _IN_FLIGHT:
-            length = min(self._session.read_length, self._end - self._sent)
-            self._send_one(self._sent, length)
-            self._sent += length
-        if self._sent >= self._end and self._attrs is None:
-            self._attrs = self._session.stat_open(self._handle)
-        if not self._in_flight and not self._read.done():
-            self._read.set_result(b"")
+    def send_next(self) -> bool:
+        """Send the next request; True if there are more. For the session, when it can."""
+        if self._given_up:
+            return False
+        try:
+            if self._unsent:
+                self._send_one()
+            if not self._unsent and self._attrs is None:
+                self._attrs = self._session.stat_open(self._handle)
+        except RemoteError as error:
+            _failing(self._read)(error)
+            return False
+        self._check_done()
+        return bool(self._unsent)
 
-    def _send_one(self, at: int, length: int) -> None:
+    def _send_one(self) -> None:
+        at, left = self._unsent.popleft()
+        length = min(self._session.read_length, left)
+        if left > length:
+            self._unsent.appendleft((at + length, left - length))
+
         def landed(kind: int, fields: Fields) -> None:
-            self._in_flight -= length
+            self._awaited -= 1
             if not self._given_up:
                 self._landed(kind, fields, at, length)
+                self._check_done()
 
-        self._in_flight += length
         self._session.send_read(
             self._handle, self._offset + at, length, landed, _failing(self._read)
         )
+        self._awaited += 1
 
     def _landed(self, kind: int, fields: Fields, at: int, length: int) -> None:
         if kind == Packet.DATA:
-            data = fields.view()
-            got = len(data)
-            if 0 < got <= length:
-                self._data[at : at + got] = data
-            else:
-                self._error = Garbled(f"the server gave {got} bytes of {length}")
-            if 0 < got < length:
-                # The server gives less at a time. The attributes must come after this too.
-                self._session.read_length = min(self._session.read_length, max(got, 4096))
-                self._attrs = None
-                self._send_one(at + got, length - got)
+            data = fields.string()
+            if not 0 < len(data) <= length:
+                self._fail(Garbled(f"the server gave {len(data)} bytes of {length}"))
+            elif len(data) < length:
+                self._gaps.append((at + len(data), length - len(data)))
+            self._parts[at] = data
         elif kind == Packet.STATUS:
             status = take_status(fields)
-            if status is not None and status.code == Code.EOF:
-                self._end = min(self._end, at)
-            else:
-                self._error = self._error or status
+            if status is not None and status.code != Code.EOF:
+                self._fail(status)
+            self._end = min(self._end, at)
+            self._unsent.clear()  # it goes on behind this
         else:
-            self._error = Garbled("an answer of the wrong type")
-        if self._error is not None:
-            self._end = 0  # ask for no more
-        try:
-            self._send()
-        except RemoteError as error:
-            _failing(self._read)(error)
+            self._fail(Garbled("an answer of the wrong type"))
+
+    def _fail(self, error: Status | Garbled) -> None:
+        self._error = self._error or error
+        self._unsent.clear()
+
+    def _check_done(self) -> None:
+        if self._unsent or self._awaited:
+            return
+        if self._attrs is None:  # the rest has been given up: it is not in the queue any more
+            try:
+                self._attrs = self._session.stat_open(self._handle)
+            except RemoteError as error:
+                _failing(self._read)(error)
+        if not self._read.done():
+            self._read.set_result(b"")
 
     def give_up(self) -> None:
         """What still comes is dropped."""
         self._given_up = True
-        self._data = bytearray()
+        self._parts.clear()
         self._read.cancel()
         if self._attrs is not None:
             self._attrs.cancel()
@@ -355,10 +425,28 @@ class Reading:
         Raises Status where there are no attributes, Unreachable, Garbled.
         """
         try:
-            await self._read
-            assert self._attrs is not None
-            attrs = Attrs.take(Fields(await self._attrs))
+            while True:
+                await self._read
+                assert self._attrs is not None
+                attrs = Attrs.take(Fields(await self._attrs))
+                if self._error is not None or not self._fill(attrs):
+                    break
         except asyncio.CancelledError:
             self.give_up()
             raise
-        return bytes(memoryview(self._data)[: max(0, self._end)]), attrs, self._error
+        parts = [self._parts[at] for at in sorted(self._parts) if at < self._end]
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return data[: self._end], attrs, self._error
+
+    def _fill(self, attrs: Attrs) -> bool:
+        """Ask again for what was left out, except at the file's end; False: nothing was."""
+        size = self._offset + self._end if attrs.size is None else attrs.size
+        gaps, self._gaps = self._gaps, []
+        self._end = min([self._end, *(at for at, _ in gaps if self._offset + at >= size)])
+        self._unsent.extend(gap for gap in gaps if gap[0] < self._end)
+        if not self._unsent:
+            return False
+        self._read = self._session.future()
+        self._attrs = None
+        self._session.queue(self)
+        return True

@@ -94,16 +94,21 @@ class OpenSsh:
         if self.process is None:
             return
         # In order, so that each reaps its children and none is left to somebody else's init.
-        for pid in self._sessions():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-                os.kill(pid, signal.SIGCONT)
         self.process.signal(signal.SIGCONT)
-        self.process.wait_ready(lambda: not self._sessions())
+        self.process.wait_ready(self._end_sessions)
         self.process.kill()
         self.process = None
 
-    def _sessions(self) -> list[int]:
+    def _end_sessions(self) -> bool:
+        """Tell them to end, again and again: they may be told just before they go to sleep."""
+        sessions = self.sessions()
+        for pid in sessions:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGCONT)
+        return not sessions
+
+    def sessions(self) -> list[int]:
         """Its processes that serve connections."""
         assert self.process is not None
         found, todo = [], [self.process.pid]
@@ -123,13 +128,13 @@ class OpenSsh:
     def freeze(self) -> None:
         """Stop answering; connections stay open, and new ones are accepted by the kernel."""
         assert self.process is not None
-        for pid in [self.process.pid, *self._sessions()]:
+        for pid in [self.process.pid, *self.sessions()]:
             os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Go on."""
         assert self.process is not None
-        for pid in [self.process.pid, *self._sessions()]:
+        for pid in [self.process.pid, *self.sessions()]:
             os.kill(pid, signal.SIGCONT)
 
     def new_host_key(self, kind: str = "ed25519") -> None:
