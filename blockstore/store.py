@@ -1,6 +1,7 @@
 """The block store: the only door into this package.
 
-Concurrency. All public methods may be called from any thread; none calls back into the caller.
+Concurrency. All public methods may be called from any thread; none calls back into the caller,
+but for what set_pinned() was given.
 Locks are taken in this order; none of ours is taken while one of the last line is held:
 
   collect lock        one collection or check at a time                        (store)
@@ -16,6 +17,9 @@ fetch() takes no lock during I/O: if a pack is removed under it, it asks the ind
 Order of durability: pack bytes (fdatasync), then the index rows that name them; a root record after
 everything put before it. Collection goes the other way round: copies durable, rows point to the
 copies and the pack is condemned (durable), then the pack is unlinked.
+
+Blocks that can be fetched again are kept apart from all this (fetched): nothing of them is ever
+durable, and no own data is ever bound to them. A lookup asks for own data first.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, TypeVar
 
 from blockstore.check import Checker, CheckResult
 from blockstore.chunker import Chunker
@@ -46,7 +50,6 @@ from blockstore.ids import (
     chunk_id,
     pack_name,
 )
-from blockstore.index import RootRow
 from blockstore.ingest import ingest
 from blockstore.marks import Marks
 from blockstore.merging import Merger
@@ -60,23 +63,15 @@ from blockstore.opening import (
     remove_index,
 )
 from blockstore.options import StoreOptions, StoreStats
-from blockstore.packfile import RECORD_BYTES, decode_record_header, open_payload
 from blockstore.reader import ChunkCache, PackFiles, Reader
+from blockstore.roots import ROOT_BYTES_MAX, ROOTS_KEPT, RootRecord, Roots
 from blockstore.seen import Seen
-from blockstore.writer import ROOT_SEQ_BYTES, Writer, root_record
+from blockstore.writer import Writer
 
 __all__ = ["ROOTS_KEPT", "BlockStore", "RootRecord", "StoreOptions", "StoreStats"]
 
-ROOTS_KEPT = 3
 _ASKED_MAX = 1_024
 _T = TypeVar("_T")
-
-
-class RootRecord(NamedTuple):
-    """A root record: what it names is up to the writer."""
-
-    seq: int  # grows with each root
-    payload: bytes
 
 
 class BlockStore:
@@ -120,12 +115,11 @@ class BlockStore:
             self._writer.adopt(recovered.adopted)
         self._merger = Merger(self._index)
         self._writer.on_batch = self._merger.start
-        self._root_seq = recovered.root_seq
-        self._root_lock = threading.Lock()
         self._files = PackFiles(
             disk, self._packs_folder, identity.uuid, open_max=options.open_packs_max
         )
         self._reader = Reader(self._files)
+        self._roots = Roots(self._writer, self._index, self._files, recovered.root_seq)
         self._asked: dict[ChunkId, Location] = {}  # places found by fetch_nowait() for fetch()
         self._cache = ChunkCache(options.cache_bytes_max)
         self._seen = Seen(self._files, self._reader, lambda: self._index.packs)
@@ -456,38 +450,17 @@ class BlockStore:
 
         Everything put before is made durable first, so that a root never outlives what it names.
         """
-        if len(payload) > MAX_CHUNK - ROOT_SEQ_BYTES:
-            raise ValueError(f"a root record has at most {MAX_CHUNK - ROOT_SEQ_BYTES} bytes")
+        if len(payload) > ROOT_BYTES_MAX:
+            raise ValueError(f"a root record has at most {ROOT_BYTES_MAX} bytes")
         self.sync()
-        with self._root_lock:
-            seq = self._root_seq + 1
-            record = root_record(seq.to_bytes(ROOT_SEQ_BYTES, "little") + payload)
-            self._making_room(lambda: self._writer.append([record]))
-            self._root_seq = seq
+        self._making_room(lambda: self._roots.append(payload))
 
     def roots(self) -> list[RootRecord]:
         """Return the newest root records (ROOTS_KEPT at most), newest last.
 
         Raises ChunkDamaged when one of them cannot be read back whole.
         """
-        return [
-            RootRecord(row.seq, self._read_root(row)) for row in self._root_rows()[-ROOTS_KEPT:]
-        ]
-
-    def _root_rows(self) -> list[RootRow]:
-        rows = dict(self._writer.pending_roots)
-        rows.update((row.seq, row) for row in self._index.roots() if row.seq not in rows)
-        return [rows[seq] for seq in sorted(rows)]
-
-    def _read_root(self, row: RootRow) -> bytes:
-        pack, offset, length, _ = row.location
-        with self._files.using(pack) as file:
-            data = memoryview(file.pread(RECORD_BYTES + length, offset))
-        header = decode_record_header(data[:RECORD_BYTES], offset, self._files.salt(pack))
-        raw = None if header is None else open_payload(header, data[RECORD_BYTES:])
-        if raw is None or int.from_bytes(raw[:ROOT_SEQ_BYTES], "little") != row.seq:
-            raise ChunkDamaged(header.id if header else bytes(32), pack_name(pack))
-        return raw[ROOT_SEQ_BYTES:]
+        return self._roots.newest()
 
     # ---- collection and checks ----
 
@@ -536,7 +509,7 @@ class BlockStore:
                 self._dedup.end_touch()
 
     def _collect(self, marks: Marks, *, dry_run: bool, waste_max: float) -> CollectReport:
-        kept = [row.location for row in self._root_rows()[-ROOTS_KEPT:]]
+        kept = self._roots.kept()
         size = self.options.pack_bytes_max
         plan = plan_collection(
             pack_uses(self._index, marks, kept, before=self._barrier),
