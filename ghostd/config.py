@@ -167,9 +167,9 @@ class RemotesConfig:
         5, "Failures in a row after which a host is left alone.", low=1, high=1_000
     )
     breaker_pause_s: float = float_knob(
-        5.0, "How long at first; doubles while it stays silent.", low=0.1, high=600.0
+        2.0, "How long at first; doubles while it stays silent.", low=0.1, high=600.0
     )
-    breaker_pause_max_s: float = float_knob(60.0, "How long at most.", low=0.1, high=3_600.0)
+    breaker_pause_max_s: float = float_knob(15.0, "How long at most.", low=0.1, high=3_600.0)
     requests_per_s: float = float_knob(0.0, "Requests to one host.", low=0.0, high=1e6)
     read_bytes_per_s: int = size_knob(0, "Read from one host, bytes a second.", low=0, high=TIB)
     write_bytes_per_s: int = size_knob(0, "Written to one host, bytes a second.", low=0, high=TIB)

@@ -28,6 +28,7 @@ from ghostd.read_policy import AccessRecord, EvidencePolicy, ReadPattern
 from ghostd.remote_rows import RemoteRows, VersionRow
 from ghostd.threads import Threads
 from syncer.remotes.errors import Changed, Missing, RemoteError
+from syncer.remotes.remote import Kind
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,17 @@ class _Flight:
         self.request: _Running | None = None
         self.block: Block | None = None
         self.error: OrbitError | None = None
+
+
+class _Pinning:
+    """Finding out which version a file is of."""
+
+    __slots__ = ("lock", "row", "users")
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()
+        self.row: VersionRow | None = None
+        self.users = 0
 
 
 class _Running:
@@ -103,6 +115,7 @@ class Fetcher:
         self._directory_policy = DirectoryPolicy()
         self._directories: OrderedDict[tuple[int, bytes], DirectoryPattern] = OrderedDict()
         self._flights: dict[tuple[int, int], _Flight] = {}
+        self._pinning: dict[int, _Pinning] = {}
         self._nursery: trio.Nursery | None = None
         self.stats = FetchStats()
 
@@ -278,6 +291,7 @@ class Fetcher:
     async def _read(
         self, projection: Projection, row: VersionRow, request: Request[int, int]
     ) -> bytes:
+        row = await self._pin(projection, request.version, row)
         size = projection.row.block_bytes
         offset = request.first * size
         length = min(request.count * size, row.size - offset)
@@ -287,6 +301,35 @@ class Fetcher:
         self.stats.blocks += request.count
         self.stats.bytes += length
         return data
+
+    async def _pin(self, projection: Projection, version: int, row: VersionRow) -> VersionRow:
+        """The version with what tells it from others, where the listing did not say enough.
+
+        Asked for once: all blocks of an inode are of the version that its first one was. Raises
+        RemoteError, Changed when the file has another size than was listed.
+        """
+        pinning = self._pinning.get(version)
+        if pinning is None:
+            if row.etag or row.mtime_ns:
+                return row
+            pinning = self._pinning[version] = _Pinning()
+        pinning.users += 1
+        try:
+            async with pinning.lock:
+                known = pinning.row or self._rows.versions.get(version) or row
+                if not (known.etag or known.mtime_ns) and pinning.row is None:
+                    entry = await projection.remote.stat(row.key)
+                    if entry.kind is not Kind.FILE or entry.size != row.size:
+                        raise Changed(f"{projection.url}: not what the listing said any more")
+                    known = row._replace(etag=entry.etag, mtime_ns=entry.mtime_ns or 0)
+                    if self._rows.versions.get(version) == row:
+                        self._rows.versions.set(version, known)
+                pinning.row = known
+                return known
+        finally:
+            pinning.users -= 1
+            if not pinning.users and self._pinning.get(version) is pinning:
+                del self._pinning[version]
 
     async def _keep(self, request: Request[int, int], data: bytes, block_bytes: int) -> list[Block]:
         view = memoryview(data)

@@ -35,6 +35,7 @@ _ALONE_MAX = 2  # names of a directory asked for one by one before it is listed 
 _DIRECTORY_MODE = 0o755  # where the remote knows none
 _FILE_MODE = 0o644
 _REMOVE_PAGE = 500
+_EXPIRED_NS = 1  # `listed_ns` of a directory that is to be listed again
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +47,16 @@ class ListingOptions:
 
 
 class _Flight:
-    """One listing on its way."""
+    """One listing on its way, and the inodes that it has shown so far."""
 
-    __slots__ = ("done", "error", "progress")
+    __slots__ = ("again", "done", "error", "progress", "seen")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.progress = trio.Event()
         self.error: OrbitError | None = None
+        self.seen = LookupCounts()
+        self.again = False  # something could not be shown yet: the listing is old at once
 
     def advance(self) -> None:
         """More entries are there: wake those who wait for some."""
@@ -176,7 +179,7 @@ class Listings:
         """The next look asks the remote again; what is known stays shown until it answers."""
         row = self._tree.remote.dirs.get(directory.ino)
         if row is not None and row.listed_ns:
-            self._tree.remote.dirs.set(directory.ino, row._replace(listed_ns=1))
+            self._tree.remote.dirs.set(directory.ino, row._replace(listed_ns=_EXPIRED_NS))
 
     # --- one name ------------------------------------------------------------------------------
 
@@ -213,8 +216,8 @@ class Listings:
             raise Unreachable(
                 f"{projection.url} has not answered for {self._options.deadline_s:g} s; try again"
             ) from None
-        if entry.name == name and self._tree.find(ino, name) is None and not directory.dead:
-            self._apply(directory, projection, (entry,), LookupCounts())
+        if entry.name == name and self._tree.find(ino, name) is None:
+            self._apply_one(ino, projection, entry)
 
     async def renew(self, projection: Projection, key: bytes) -> None:
         """Look at one file again, which was found changed or gone."""
@@ -227,17 +230,43 @@ class Listings:
                 return  # moved here: the version it shows is gone, and no name leads to a new one
             ino = found[1]
         directory = self._tree.inode(ino)
-        if not directory.is_dir:
-            return
+        row = self._tree.remote.dirs.get(ino)
+        if row is None or row.key != b"".join(part + b"/" for part in parts[:-1]):
+            return  # likewise: another directory is here under its name
         try:
             entry = await projection.remote.stat(key)
         except Missing:
             self.expire(directory)
             await self.fresh(directory)
             return
-        directory = self._tree.inode(ino)
         if entry.key == key:
-            self._apply(directory, projection, (entry,), LookupCounts())
+            self._apply_one(ino, projection, entry)
+        else:  # a directory now
+            directory = self._tree.inode(ino)
+            self.expire(directory)
+            await self.fresh(directory)
+
+    def _apply_one(self, ino: int, projection: Projection, entry: Entry) -> None:
+        """Bring one entry, asked for by itself, into the directory of this number."""
+        directory = self._tree.inode(ino)  # it may have left memory meanwhile
+        if not directory.nlink:
+            return
+        alone = _Flight()
+        name = local_name(entry.name, False, ())
+        assert name is not None, "nothing was taken"
+        if (found := self._tree.find(ino, name)) is not None:
+            # `a` and `a/` of an object store: shown both, so the name alone does not tell.
+            other = local_name(entry.name, False, (name,))
+            if other is not None and self._tree.find(ino, other) is not None:
+                alone.seen.add(found[1])
+                name = other
+        self._apply(directory, projection, (entry,), alone)
+        if alone.again:
+            self.expire(directory)
+        found = self._tree.find(ino, name)
+        under_way = self._flights.get(ino)
+        if under_way is not None and found is not None:
+            under_way.seen.add(found[1])  # newer than what it may still say
 
     def _listed(self, ino: int) -> bool:
         row = self._tree.remote.dirs.get(ino)
@@ -273,37 +302,57 @@ class Listings:
 
     async def _list(self, directory: Inode, projection: Projection, flight: _Flight) -> None:
         row = self._tree.remote.dirs.get(directory.ino)
-        assert row is not None
+        if row is None:
+            return  # it has become one of ours since it was asked for
         began = self._now_ns()
         known = directory.children > 0
-        seen = LookupCounts()
 
         async def sink(page: Page) -> None:
             for at in range(0, len(page), _SLICE):
-                if directory.dead:
+                if not directory.nlink:
                     return
-                self._apply(directory, projection, page[at : at + _SLICE], seen)
+                self._apply(directory, projection, page[at : at + _SLICE], flight)
                 await trio.lowlevel.checkpoint()
             self.listed_entries += len(page)
             flight.advance()
             if self._tree.dirty_ops > _DIRTY_ROWS_MAX:
                 await self._writeback.commit()
 
-        await projection.remote.list(row.key, sink)
-        if directory.dead:
+        try:
+            await projection.remote.list(row.key, sink)
+        except (Missing, Unsupported):
+            if not await self._left_alone(directory, projection, row.key):
+                raise
+            flight.seen = LookupCounts()
+        if not directory.nlink:
             return
         if known:
-            await self._remove_unseen(directory, seen)
+            await self._remove_unseen(directory, flight.seen)
         # Unless it was told to be listed again meanwhile.
         if self._tree.remote.dirs.get(directory.ino) == row:
-            self._tree.remote.dirs.set(directory.ino, DirRow(row.key, began))
+            self._tree.remote.dirs.set(
+                directory.ino, DirRow(row.key, _EXPIRED_NS if flight.again else began)
+            )
         self.listed += 1
 
-    def _apply(
-        self, directory: Inode, projection: Projection, page: Page, seen: LookupCounts
-    ) -> None:
+    @staticmethod
+    async def _left_alone(directory: Inode, projection: Projection, key: bytes) -> bool:
+        """Whether a directory lives on here only: moved or changed, and gone from the remote.
+
+        What of it was not changed here is gone then. A root is a mistake of somebody's, or a disk
+        that is not mounted over there: that removes nothing.
+        """
+        if not directory.flags & FLAG_LOCAL or directory.ino == projection.row.id:
+            return False
+        try:
+            return (await projection.remote.stat(key)).kind is not Kind.DIRECTORY
+        except Missing:
+            return True
+
+    def _apply(self, directory: Inode, projection: Projection, page: Page, flight: _Flight) -> None:
         """Bring some entries of a listing into the tree; no await inside."""
         tree = self._tree
+        seen = flight.seen
         ino = directory.ino
         for entry in page:
             is_dir = entry.kind is Kind.DIRECTORY
@@ -325,13 +374,7 @@ class Listings:
             if projection.row.writable and tree.remote.hidden.get((ino, name)):
                 continue
             if found is None:
-                inode = self._make(projection, directory, entry)
-                tree.set_name(ino, name, inode.ino)
-                directory.children += 1
-                directory.nlink += is_dir
-                tree.touch(directory)
-                seen.add(inode.ino)
-                self._invalidate(ino, name)  # the kernel may remember that there was nothing
+                self._add(projection, directory, name, entry, flight)
                 continue
             seen.add(found[1])
             inode = tree.inode(found[1])
@@ -339,9 +382,31 @@ class Listings:
                 self._note_conflict(projection, inode, entry)
             elif self._same(inode, entry):
                 self._renew(projection, inode, entry)
+            elif inode.is_dir:
+                self._remove(directory, inode, name)
+                if tree.find(ino, name) is None:
+                    self._add(projection, directory, name, entry, flight)
+                else:
+                    # What is below it goes first, in the background; until then it is shown.
+                    flight.again = True
             else:
-                self._replace(projection, directory, name, found, inode, entry)
-                seen.add(tree.find(ino, name)[1])  # type: ignore[index]  # just put there
+                seen.add(self._replace(projection, directory, name, found, inode, entry))
+
+    def _add(
+        self,
+        projection: Projection,
+        directory: Inode,
+        name: bytes,
+        entry: Entry,
+        flight: _Flight,
+    ) -> None:
+        inode = self._make(projection, directory, entry)
+        self._tree.set_name(directory.ino, name, inode.ino)
+        directory.children += 1
+        directory.nlink += inode.is_dir
+        self._tree.touch(directory)
+        flight.seen.add(inode.ino)
+        self._invalidate(directory.ino, name)  # the kernel may remember that there was nothing
 
     def _same(self, inode: Inode, entry: Entry) -> bool:
         if entry.kind is Kind.DIRECTORY:
@@ -349,12 +414,13 @@ class Listings:
         if entry.kind is Kind.SYMLINK:
             return inode.target == entry.target
         row = self._tree.remote.versions.get(inode.base)
-        return (
-            row is not None
-            and inode.is_file
-            and row.version == entry.version
-            and row.key == entry.key
-        )
+        if row is None or not inode.is_file or row.key != entry.key:
+            return False
+        if not entry.exact:
+            # The row may know more by now: compare with what was shown from the last listing.
+            shown = inode.mtime_ns if entry.mtime_ns is None else entry.mtime_ns
+            return (row.size, inode.mtime_ns) == (entry.size, shown)
+        return row.version == entry.version
 
     def _make(self, projection: Projection, directory: Inode, entry: Entry) -> Inode:
         attributes = projection.attributes(entry)
@@ -384,9 +450,7 @@ class Listings:
         elif entry.kind is Kind.FILE:
             inode.base = inode.ino
             inode.size = inode.base_end = entry.size
-            tree.remote.versions.set(
-                inode.ino, VersionRow(entry.key, entry.size, entry.etag, entry.mtime_ns or 0)
-            )
+            tree.remote.versions.set(inode.ino, _version_row(entry))
         return inode
 
     def _renew(self, projection: Projection, inode: Inode, entry: Entry) -> None:
@@ -409,13 +473,8 @@ class Listings:
         found: tuple[int, int],
         old: Inode,
         entry: Entry,
-    ) -> None:
-        """The remote has another version, or another kind of thing, under the name."""
-        if old.is_dir:
-            # Its own subtree goes first, in the background; until then the old one is shown.
-            self._remove(directory, old, name)
-            self.expire(directory)
-            return
+    ) -> int:
+        """The remote has another version, or another kind of thing, under the name of a file."""
         inode = self._make(projection, directory, entry)
         if old.base:
             row = self._tree.remote.versions.get(old.base)
@@ -427,6 +486,7 @@ class Listings:
         self._tree.touch(directory)
         self._tree.unlinked(old)
         self._invalidate(directory.ino, name)
+        return inode.ino
 
     def _note_conflict(self, projection: Projection, inode: Inode, entry: Entry) -> None:
         if not inode.base or entry.kind is not Kind.FILE:
@@ -439,7 +499,7 @@ class Listings:
         """What a complete listing lacks is gone, unless it was made or changed here."""
         tree = self._tree
         after = 0
-        while not directory.dead:
+        while directory.nlink:
             page = list(tree.list_page(directory.ino, after, tree.next_cookie, _REMOVE_PAGE))
             if not page:
                 return
@@ -455,3 +515,8 @@ class Listings:
                 if not gone.flags & FLAG_LOCAL:
                     self._remove(directory, gone, name)
             await trio.lowlevel.checkpoint()
+
+
+def _version_row(entry: Entry) -> VersionRow:
+    version = entry.version
+    return VersionRow(entry.key, version.size, version.etag, version.mtime_ns)

@@ -29,7 +29,8 @@ class Remover:
         self._tree = tree
         self._writeback = writeback
         self._invalidate = invalidate
-        self._directories: deque[tuple[Inode, bytes]] = deque()  # to be emptied; in what, by what
+        # To be emptied: in which directory, by which name, inode number.
+        self._directories: deque[tuple[Inode, bytes, int]] = deque()
         self._projections: deque[ProjectionRow] = deque()
         self._wanted = trio.Event()
 
@@ -40,7 +41,7 @@ class Remover:
         """
         if inode.is_dir and inode.children:
             directory.opens += 1  # it stays in memory until then
-            self._directories.append((directory, name))
+            self._directories.append((directory, name, inode.ino))
             self._wanted.set()
             return
         self._take_away(directory, inode, name)
@@ -70,17 +71,17 @@ class Remover:
             await self._wanted.wait()
             self._wanted = trio.Event()
             while self._directories:
-                directory, name = self._directories.popleft()
-                await self._remove_tree(directory, name)
+                directory, name, ino = self._directories.popleft()
+                await self._remove_tree(directory, name, ino)
                 directory.opens -= 1
                 self._tree.reap(directory)
             while self._projections:
                 await self._remove_projection(self._projections.popleft())
 
-    async def _remove_tree(self, directory: Inode, name: bytes) -> None:
+    async def _remove_tree(self, directory: Inode, name: bytes, ino: int) -> None:
         found = self._tree.find(directory.ino, name)
-        if found is None or directory.dead:
-            return
+        if found is None or found[1] != ino or directory.dead:
+            return  # it has gone already, or moved away
         inode = self._tree.inode(found[1])
         if inode.is_dir and not inode.flags & FLAG_LOCAL:
             await self._empty(inode, local_too=False)

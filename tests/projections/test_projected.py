@@ -524,3 +524,39 @@ async def test_a_non_empty_directory_is_not_removed_before_it_was_listed() -> No
         assert await world.names(b"/r") == []
         await world.check()
     world.close()
+
+
+@jumping
+async def test_a_listing_that_is_not_exact_is_pinned_before_the_first_read() -> None:
+    s = Setting()
+    await s.put(b"f", DATA)
+    world = s.world()
+    remote = world.remotes[URL]
+    exact = remote.list
+
+    async def rounded(key, sink):
+        async def hand_on(page):
+            await sink([replace(e, exact=False, etag="", mtime_ns=10**18) for e in page])
+
+        await exact(key, hand_on)
+
+    remote.list = rounded
+    async with world.running():
+        await world.project(URL, ttl_s=1.0)
+        await world.names(b"/r")
+        inode = await world.look(b"/r/f")
+        world.fs.open(inode.ino)
+        async with trio.open_nursery() as nursery:
+            for n in range(4):
+                nursery.start_soon(world.fs.read, inode.ino, n * MIB, 100)
+        assert s.requests["stat"] == 2, "the root's, and one by whoever comes first"
+        s.clock.now += 10**10
+        await world.names(b"/r")
+        assert (await world.look(b"/r/f")).ino == inode.ino, "still the same for the listing"
+        await s.put(b"f", DATA[::-1])
+        with pytest.raises(RemoteVersionGone):
+            await world.fs.read(inode.ino, 5 * MIB, 100)
+        world.fs.release(inode.ino)
+        await settled(world)
+        assert await world.content(b"/r/f") == DATA[::-1]
+    world.close()
