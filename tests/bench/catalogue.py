@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.bench.bench import Group
 from tests.bench.files import AGAIN, RANDOM, SEQUENTIAL
 from tests.bench.remote_reads import FAR, REMOTE
+from tests.bench.remote_scale import BESIDE, REMOTE_SCALE
 from tests.bench.scale import INDEX, SCALE, SHIFT
 from tests.bench.stores import INGEST, SIZES
 from tests.bench.trees import FIND, SMALL, SOURCE
@@ -14,6 +15,6 @@ GROUPS: dict[str, Group] = {
     for group in (
         *(SEQUENTIAL, SMALL, SOURCE, RANDOM, AGAIN, FIND),
         *(INGEST, SIZES, SCALE, INDEX, SHIFT),
-        *(REMOTE, FAR),
+        *(REMOTE, FAR, REMOTE_SCALE, BESIDE),
     )
 }

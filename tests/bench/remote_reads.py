@@ -24,10 +24,10 @@ from tests.bench.remote_systems import (
     S3Fs,
     Sshfs,
 )
-from tests.bench.served import BIG, STREAM, TREE, Contents, Link, Place, fill, served
+from tests.bench.served import BIG, STREAM, Link, Place, Served, served
 from tests.bench.systems import OURS
+from tests.bench.targets import SMALL_BLOCKS
 
-SMALL_BLOCKS = f"{OURS}-128k"
 RCLONE, RCLONE_SMALL, RCLONE_FAST = "rclone", "rclone-small", "rclone-fast"
 ROUND_TRIP_S = 0.04
 LIMIT_S = 240.0
@@ -35,7 +35,7 @@ _MIB = 1 << 20
 _ONE_AT = 50 * _MIB
 _ONES = 4  # times the one read is made, each time from nothing
 _TEN, _TEN_BYTES = 10, 4096
-_FAR_SHARE = 1 / 32  # of the small files is copied, and a tenth listed, by peers over the slow link
+_FEW = {"found": 0.1, "copied": 1 / 32}  # the share that peers get over the slow link
 
 Mount = RemoteMount | Projection
 
@@ -64,6 +64,31 @@ NAMES = tuple(contender.name for contender in CONTENDERS)
 
 
 @dataclass(frozen=True, slots=True)
+class _Contents:
+    """What is served."""
+
+    big: Path  # the same bytes
+    stream: Path
+    files: int  # in each folder
+    folders: dict[str, int]  # in each tree, by its name
+
+    @classmethod
+    def fill(cls, bench: Bench, what: Served, *, far: bool) -> _Contents:
+        """Serve it."""
+        folders = {"found": bench.size(100, 10)}
+        if far:
+            folders["copied"] = bench.size(64, 8)
+            for name, share in _FEW.items():
+                folders[f"few-{name}"] = max(1, round(folders[name] * share))
+        files = bench.size(100, 20)
+        for name, count in folders.items():
+            what.add_tree(name, count, files)
+        big = what.add_big(BIG, bench.size(1 << 30, 96 << 20), 31)
+        stream = what.add_big(STREAM, bench.size(256 << 20, 32 << 20), 32) if far else big
+        return cls(big, stream, files, folders)
+
+
+@dataclass(frozen=True, slots=True)
 class _Way:
     """How one kind of server is reached in a group."""
 
@@ -80,7 +105,7 @@ class _Reads:
     """One contender over one kind of place, in one round."""
 
     def __init__(
-        self, bench: Bench, contents: Contents, contender: Contender, kind: str, way: _Way
+        self, bench: Bench, contents: _Contents, contender: Contender, kind: str, way: _Way
     ) -> None:
         self._bench = bench
         self._contents = contents
@@ -207,39 +232,41 @@ class _Reads:
 
     # --- many files ------------------------------------------------------------------------------
 
-    def _folders(self, share: float) -> int:
-        if self._ours or not self._far:
-            return self._contents.folders
-        return max(1, round(self._contents.folders * share))
+    def _tree(self, name: str) -> tuple[str, int]:
+        """The name of a tree, and its directories."""
+        if self._far and not self._ours:
+            name = f"few-{name}"
+        return name, self._contents.folders[name]
 
     def _find(self) -> None:
-        folders = self._folders(0.1)
+        name, folders = self._tree("found")
         files = folders * self._contents.files
-        step = partial(_find, folders=folders, files=files)
-        # With the two directories above.
-        self._cold("find", step, amount=files, trips_for=folders + 2)
+        self._cold(
+            "find",
+            lambda system: _find(system.top / name, files),
+            amount=files,
+            trips_for=folders + 1,
+        )
         if not self._ours:
             return
         link = self._way.counted
         with self._fresh(link.place) as system:
-            step(system)
+            _find(system.top / name, files)
             system.settle()
             self._restart(system)
             before = link.settled()
-            self._note("find-again", step(system), files)
+            self._note("find-again", _find(system.top / name, files), files)
             passed = link.settled() - before
         self._note("find-again-trips", passed.requests if self._kind == "s3" else passed.turns)
 
     def _copy(self) -> None:
         if not self._far:
             return
-        folders = min(64, self._contents.folders)
-        if not self._ours:
-            folders = max(1, round(folders * _FAR_SHARE))
+        name, folders = self._tree("copied")
         files = folders * self._contents.files
         out = self._bench.disk.root / "out"
         try:
-            self._cold("copy", lambda system: _copy(system, out, folders, files), amount=files)
+            self._cold("copy", lambda system: _copy(system.top / name, out, files), amount=files)
         finally:
             shutil.rmtree(out, ignore_errors=True)
 
@@ -249,21 +276,16 @@ def _first_reads(path: Path, source: Path, block: int, offsets: list[int]) -> fl
     return work.call("first-reads", path, source, block, places, limit_s=LIMIT_S)["seconds"]
 
 
-def _inner(system: Mount, folders: int) -> list[Path]:
-    return [system.top / TREE / f"d{number:03}" for number in range(folders)]
-
-
-def _find(system: Mount, *, folders: int, files: int) -> float:
-    done = run("find", *_inner(system, folders), "-printf", "%y %s %T@\n", limit_s=LIMIT_S)
+def _find(top: Path, files: int) -> float:
+    done = run("find", top, "-printf", "%y %s %T@\n", limit_s=LIMIT_S)
     found = sum(line.startswith("f 4096 ") for line in done.output.splitlines())
     assert found == files, f"find showed {found} files instead of {files}"
     return done.seconds
 
 
-def _copy(system: Mount, out: Path, folders: int, files: int) -> float:
+def _copy(top: Path, out: Path, files: int) -> float:
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    done = run("cp", "-r", *_inner(system, folders), out, limit_s=LIMIT_S)
+    done = run("cp", "-r", top, out, limit_s=LIMIT_S)
     sizes = [path.stat().st_size for path in out.rglob("f*")]
     assert sizes == [4096] * files, f"{len(sizes)} files of {sum(sizes)} bytes, wanted {files}"
     return done.seconds
@@ -272,14 +294,7 @@ def _copy(system: Mount, out: Path, folders: int, files: int) -> float:
 def _measure(bench: Bench, delay_s: float) -> None:
     contenders = [each for each in CONTENDERS if bench.wants(each.name)]
     with served(bench) as what, what.links(delay_s) as links:
-        contents = fill(
-            bench,
-            what,
-            bench.size(1 << 30, 96 << 20),
-            bench.size(256 << 20, 32 << 20),
-            bench.size(100, 10),
-            bench.size(100, 20),
-        )
+        contents = _Contents.fill(bench, what, far=delay_s > 0)
         for contender in bench.in_turn(contenders):
             with bench.attempt(contender.name):
                 for kind in contender.kinds:

@@ -55,7 +55,7 @@ def show(row: Row, sample: Sample | None, cost: float) -> str:
     if row.show == "%":
         return f"{100 * cost:.2f}"
     if row.show == "ms":
-        return f"{1e3 * cost:,.1f}"
+        return f"{1e3 * cost:,.1f}" if cost >= 0.01 else f"{1e3 * cost:.3f}"
     if row.show == "times":
         return f"{cost:,.0f}"
     if row.show == "each":

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from obstore.store import S3Store
 
-from tests.bench.bench import Bench, say
+from tests.bench.bench import Bench
 from tests.servers.openssh import OpenSsh, openssh
 from tests.servers.proxy import Counts, Faults, Proxy
 from tests.servers.seaweedfs import ACCESS_KEY, REGION, SECRET_KEY, SeaweedFs, seaweedfs
 
 BUCKET = "bench"
-BIG, STREAM, TREE = "big", "stream", "tree"
+BIG, STREAM = "big", "stream"
 SMALL_BYTES = 4096
 _PUTS_AT_ONCE = 16
 _QUIET_S = 0.3  # several round trips of the slow link
@@ -186,24 +186,3 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
-
-
-def fill(bench: Bench, what: Served, big: int, stream: int, folders: int, files: int) -> Contents:
-    """Everything that the groups on reading want."""
-    started = time.monotonic()
-    contents = Contents(
-        what.add_big(BIG, big, 31), what.add_big(STREAM, stream, 32), folders, files
-    )
-    what.add_tree(TREE, folders, files)
-    say(f"   served after {time.monotonic() - started:.0f} s")
-    return contents
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What has been filled in."""
-
-    big: Path  # the same bytes
-    stream: Path
-    folders: int  # of the tree
-    files: int  # in each

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from tests.bench.systems import OURS
 
+SMALL_BLOCKS = f"{OURS}-128k"  # with a block size of 128 KiB
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -19,6 +21,7 @@ class Target:
     limit: float
     peer: str = ""
     before: str = ""
+    than: str = "the first time"  # what `before` is
     rate: bool = False
     unit: str = "s"
     scale: float = 1.0  # of the unit, in seconds or bytes
@@ -32,7 +35,7 @@ class Target:
     def text(self) -> str:
         """The target in words."""
         if self.peer or self.before:
-            return f"at least {self.limit:g} of {self.peer or 'the first time'}"
+            return f"at least {self.limit:g} of {self.peer or self.than}"
         if self.rate:
             return f"at least {self.limit / self.scale:,.0f}{self.unit}"
         return f"at most {self.limit / self.scale:g} {self.unit}"
@@ -56,6 +59,41 @@ def _against(group: str, rows: str, **limits: float) -> list[Target]:
 
 
 _KIB, _MIB = 1024.0, 1024.0 * 1024
+
+
+def _of_remotes(kind: str) -> list[Target]:
+    moved = {"unit": "MiB", "scale": _MIB}
+    found = []
+    for group in ("remote", "far"):
+        peers = ["rclone-small"] + (["sshfs"] if kind == "sftp" else [])
+        found += [
+            *(Target(group, f"{kind}-{row}-moved", 2 * _MIB, **moved) for row in ("one", "known")),
+            Target(group, f"{kind}-known-trips", 1, unit="round trip"),
+            *(
+                Target(group, f"{kind}-{row}", 1.0, peer)
+                for row in ("one", "known")
+                for peer in peers
+            ),
+            Target(group, f"{kind}-ten-moved", 10 * _MIB, **moved),
+            Target(group, f"{kind}-ten-moved", 1.3 * _MIB, **moved, ours=SMALL_BLOCKS),
+            Target(group, f"{kind}-ten", 1.0, "rclone-small"),
+            *(
+                Target(group, f"{kind}-seq", 2.0 if group == "far" else 1.0, peer)
+                for peer in ("rclone", "rclone-fast")
+            ),
+            *(Target(group, f"{kind}-find", 1.0, peer) for peer in ("rclone", "rclone-fast")),
+            Target(group, f"{kind}-find-trips", 1.0, unit="a page"),
+            Target(group, f"{kind}-find-again-trips", 0, unit="requests"),
+        ]
+    return [
+        *found,
+        Target("remote", f"{kind}-again", 1.0, before=f"{kind}-own", than="our own stored file"),
+        Target("far", f"{kind}-again-moved", 0, **moved),
+        *(Target("far", f"{kind}-copy", 3.0, peer) for peer in ("rclone", "rclone-fast")),
+        Target("remote-stat", f"{kind}-busy", 0.5, before=f"{kind}-idle", than="the idle median"),
+    ]
+
+
 TARGETS: list[Target] = [
     *_against("seq", "read-random read-text", passthrough=1.0, juicefs_zstd=0.8),
     *_against("seq", "write-random write-text", passthrough=0.7, juicefs_zstd=0.7),
@@ -103,4 +141,10 @@ TARGETS: list[Target] = [
         juicefs=2.0,
         rclone=2.0,
     ),
+    *(target for kind in ("sftp", "s3") for target in _of_remotes(kind)),
+    Target("remote-scale", "project", 1.0),
+    Target("remote-scale", "objects-start", 1.0),
+    Target("remote-scale", "cached-start", 1.0),
+    Target("remote-scale", "objects-requests", 0, unit="requests"),
+    Target("remote-scale", "cached-requests", 0, unit="requests"),
 ]

@@ -7,9 +7,12 @@ compared with the input after the clock has stopped. The parent kills it at a li
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
+import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +23,8 @@ from tests.bench.processes import Finished, StepFailed, run
 
 _CHUNK = 1 << 20
 _PROBES = 64
+_PACE_S = 0.001  # between two stats
+_AT_FDCWD, _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS = -100, 0x2000, 0x7FF
 Answer = dict[str, float]
 
 
@@ -164,6 +169,37 @@ def _files(folder: str) -> Iterator[str]:
             yield entry.path
 
 
+def stat_latency(path: Path, count: int, stream: Path) -> Answer:
+    """Ask for a file's attributes again and again, and that the kernel's memory does not answer.
+
+    `stream` is read from its start to its end meanwhile, and so long; else it is no file.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(256)
+    name = os.fsencode(path)
+    seconds = []
+    reader = None
+    if stream.is_file():
+        # A process of its own, which asks for nothing but the bytes.
+        command = ["dd", f"if={stream}", "of=/dev/null", "bs=1M", "status=none"]
+        reader = subprocess.Popen(command)
+    began = time.perf_counter()
+    while reader.poll() is None if reader else len(seconds) < count:
+        started = time.perf_counter()
+        if libc.statx(_AT_FDCWD, name, _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer):
+            raise OSError(ctypes.get_errno(), "statx", str(path))
+        seconds.append(time.perf_counter() - started)
+        time.sleep(_PACE_S)
+    streamed_s = time.perf_counter() - began
+    if reader is not None and (reader.returncode or len(seconds) < count):
+        raise StepFailed(f"{stream}: dd ended with {reader.returncode} after {len(seconds)} stats")
+    return {
+        "median_s": statistics.median(seconds),
+        "p99_s": statistics.quantiles(seconds, n=100)[98],
+        "seconds": streamed_s,
+    }
+
+
 def ingest(folder: Path, level: int, files: list[Path]) -> Answer:
     """Store files through the block store library, durably."""
     started = time.perf_counter()
@@ -196,6 +232,7 @@ STEPS: dict[str, tuple[Callable[..., Answer], list[type]]] = {
     "random-read": (random_read, [Path, int, int, int]),
     "first-reads": (first_reads, [Path, Path, int, str]),
     "overwrite": (overwrite, [Path, int, int, int]),
+    "stat-latency": (stat_latency, [Path, int, Path]),
     "create": (create, [Path, int, int, int, int]),
     "read-tree": (read_tree, [Path]),
 }
