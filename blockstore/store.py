@@ -98,6 +98,7 @@ class BlockStore:
                 report=self.opened,
                 pack_bytes_max=options.pack_bytes_max,
             ).run()
+            self._fetched = Fetched(disk, folder, identity, options.fetched, self._owned)
         except BaseException:
             with contextlib.suppress(OrbitError):
                 self._index.close()
@@ -132,7 +133,6 @@ class BlockStore:
         self._new_chunks = 0
         self._dedup_hits = 0
         self._collect_lock = threading.Lock()
-        self._fetched = Fetched(disk, folder, identity, options.fetched, self._owned)
         self._closed = False
         self._barrier = PackId(0)  # packs below it may be collected
 
