@@ -122,18 +122,19 @@ class Listings:
         """A listing of the directory is on its way."""
         return ino in self._flights
 
-    async def fresh(self, directory: Inode, *, whole: bool = True) -> None:
+    async def fresh(self, directory: Inode, *, whole: bool = True, patient: bool = False) -> None:
         """Return when the directory may be looked into.
 
         With `whole` false, a first listing need not have ended: see `more`. Raises RemoteError
-        where nothing is known of it and the remote does not tell.
+        where nothing is known of it and the remote does not tell; where something is known, only
+        who is `patient` waits for longer than a moment, and is told.
         """
         if self.age_left_s(directory) > 0:
             return
         row = self._tree.remote.dirs.get(directory.ino)
         assert row is not None
         flight = self._start(directory)
-        if row.listed_ns:
+        if row.listed_ns and not patient:
             with trio.move_on_after(self._options.stale_wait_s):
                 await flight.done.wait()
             return  # a failure is told by `status`; the old listing is shown

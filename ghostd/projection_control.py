@@ -40,6 +40,7 @@ from ghostd.tree_walk import Walk, joined
 from ghostd.warming import Works
 from ghostd.writeback import Writeback
 from orbit_paths import path_to_text, text_to_path
+from syncer.remotes.errors import RemoteError
 
 _QUESTION_S: Final = 5.0  # for what the loop answers from memory
 EXPIRED_NS: Final = 1  # `listed_ns` of a directory that was told to be listed again
@@ -227,10 +228,10 @@ class ProjectionControl:
                 found = await walk.slice()
             if projection is not None:
                 # The rest is asked for when it is looked at.
-                await listings.fresh(tree.inode(top.ino))
-                listed = tree.remote.dirs.get(top.ino)
-                if listed is not None and listed.listed_ns <= EXPIRED_NS:
-                    waiting = projection.error or "the remote has not answered yet"
+                try:
+                    await listings.fresh(tree.inode(top.ino), patient=True)
+                except RemoteError as error:
+                    waiting = str(error)
         if not directories + files:
             raise NothingRemote(f"{printable_path(path)}: no remote has it; it lives here alone")
         return Refreshed(directories, files, waiting, time.monotonic() - began)
