@@ -52,7 +52,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _OPTIONS = ("identity",)
-_PART_BYTES = 4 << 20  # of a write, over the bridge at once
+_PART_BYTES = 1 << 20  # of a write, with a deadline each: 35 kB/s are enough
 _CLOSE_S = 2.0  # to say goodbye
 
 _CAPABILITIES = Capabilities(
@@ -254,8 +254,9 @@ class SftpRemote:
                 if len(data) != length:
                     raise Garbled(f"the source gave {len(data)} of {length} bytes at {offset}")
                 await self._bridge.run(self._within, begun.session, begun.append, data)
-            publish = partial(begun.publish, if_version, replace=replace)
-            return await self._bridge.run(self._within, begun.session, publish)
+            # fsync takes as long as the disk needs for the whole file. A server that dies meanwhile
+            # is noticed by the connection's keep-alive.
+            return await self._bridge.run(partial(begun.publish, if_version, replace=replace))
         finally:
             if upload is not None:
                 await self._close(upload.close)

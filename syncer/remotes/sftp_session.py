@@ -182,8 +182,12 @@ class SftpSession(asyncssh.SSHClientSession[bytes]):
     def _flush(self) -> None:
         self._flushing = False
         unsent, self._unsent = self._unsent, []
-        if unsent and self.lost is None and self._channel is not None:
+        if not unsent or self.lost is not None or self._channel is None:
+            return
+        try:
             self._channel.write(b"".join(unsent))
+        except OSError as error:  # the server has closed it, and the news is on its way
+            self.drop(Unreachable(f"{self._where}: the connection broke: {error}"))
 
     def _send(
         self,

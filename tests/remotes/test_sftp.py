@@ -21,7 +21,7 @@ from syncer.remotes.sftp import open_remote
 from tests.remotes.kinds import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Content, machinery
 from tests.remotes.test_conformance import entries, read_all
 from tests.servers.openssh import OpenSsh, agent, openssh, password_user
-from tests.servers.proxy import Counts, Proxy
+from tests.servers.proxy import Counts, Cut, How, Proxy
 
 MIB = 1 << 20
 LIMIT_S = CONNECT_TIMEOUT_S + READ_TIMEOUT_S + 2
@@ -274,6 +274,30 @@ async def test_one_caller_that_gives_up_leaves_the_connection_to_others(
             with trio.move_on_after(0.001):
                 await remote.stat(b"f")
         assert proxy.counts.connections == 1
+        await remote.close()
+
+
+@pytest.mark.parametrize("how", [How.RESET, How.CLOSE, How.GARBLE])
+async def test_a_connection_that_breaks_in_the_middle(
+    how: How, sshd: OpenSsh, folder: Path, bridge: Bridge
+):
+    data = os.urandom(2 * MIB)
+    (folder / "large").write_bytes(data)
+    with Proxy(sshd.port) as proxy:
+        remote = await through(proxy, sshd, folder, bridge)
+        version = (await remote.stat(b"large")).version
+        proxy.change(cut=Cut(how, after=100_000))
+        with pytest.raises(Unreachable):
+            await remote.read(b"large", version, 0, 2 * MIB)
+        # An old connection that breaks is replaced in silence, a new one is not.
+        assert proxy.counts.connections == 2
+        proxy.change(cut=None)
+        assert await remote.read(b"large", version, 0, 2 * MIB) == data
+        proxy.change(cut=Cut(how, after=100_000, up=True))
+        with pytest.raises(Unreachable):
+            await remote.write(b"large", Content(data[::-1]))
+        proxy.change(cut=None)
+        assert await read_all(remote, b"large") == data
         await remote.close()
 
 
