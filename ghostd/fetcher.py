@@ -27,7 +27,7 @@ from ghostd.projection import Projection
 from ghostd.read_policy import AccessRecord, EvidencePolicy, ReadPattern
 from ghostd.remote_rows import RemoteRows, VersionRow
 from ghostd.threads import Threads
-from syncer.remotes.errors import Changed, Missing, RemoteError
+from syncer.remotes.errors import Changed, Garbled, Missing, RemoteError
 from syncer.remotes.remote import Kind
 
 log = structlog.get_logger(__name__)
@@ -143,6 +143,7 @@ class Fetcher:
 
         Raises RemoteError, RemoteVersionGone.
         """
+        self._drop_older(projection, version, row)
         flights = {number: self._wanted(version, number) for number in numbers}
         for flight in flights.values():
             flight.waiters += 1
@@ -173,6 +174,7 @@ class Fetcher:
         priority: Priority = Priority.READ_AHEAD,
     ) -> int:
         """Fetch blocks that somebody will come for; how many of them were queued or under way."""
+        self._drop_older(projection, version, row)
         wanted = []
         for number in numbers:
             if self._rows.block(version, number) is None:
@@ -236,16 +238,26 @@ class Fetcher:
 
     def forget(self, projection: Projection) -> None:
         """The projection is going: end what is under way for it."""
+        self._drop({v for v, source in self._sources.items() if source[0] is projection})
+
+    def _drop(self, versions: set[int]) -> None:
+        """End what is under way for some versions."""
         for (version, number), flight in list(self._flights.items()):
-            source = self._sources.get(version)
-            if source is None or source[0] is not projection:
+            if version not in versions:
                 continue
             if flight.request is not None:
                 self._cancel(flight.request)
-            elif self._plan.withdraw(projection.row.id, version, [number]):
+            elif self._plan.withdraw(self._sources[version][0].row.id, version, [number]):
                 del self._flights[version, number]
                 flight.error = _gone()
                 flight.landed.set()
+
+    def _drop_older(self, projection: Projection, version: int, row: VersionRow) -> None:
+        """A projected file keeps its inode, and with it the id, when it gets a new version."""
+        source = self._sources.get(version)
+        if source is not None and not _same_version(source[1], row):
+            self._drop({version})
+            self._sources[version] = (projection, row)
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -257,10 +269,11 @@ class Fetcher:
             running = _Running({key: self._flights[key] for key in keys})
             for flight in running.flights.values():
                 flight.request = running
-            self._nursery.start_soon(self._fly, request, running)
+            self._nursery.start_soon(self._fly, request, running, *self._sources[request.version])
 
-    async def _fly(self, request: Request[int, int], running: _Running) -> None:
-        projection, row = self._sources[request.version]
+    async def _fly(
+        self, request: Request[int, int], running: _Running, projection: Projection, row: VersionRow
+    ) -> None:
         error: OrbitError | None = None
         blocks: list[Block] = []
         finished = False
@@ -270,7 +283,7 @@ class Fetcher:
                 self._plan.finished(request)
                 finished = True
                 self._pump()
-                blocks = await self._keep(request, data, projection.row.block_bytes)
+                blocks = await self._keep(request, row, data, projection.row.block_bytes)
         except OrbitError as failure:
             error = self._explained(projection, row, failure)
         finally:
@@ -297,6 +310,8 @@ class Fetcher:
         length = min(request.count * size, row.size - offset)
         self.stats.requests += 1
         data = await projection.remote.read(row.key, row.version, offset, length)
+        if len(data) != length:
+            raise Garbled(f"{projection.url}: {len(data)} bytes came, {length} were asked for")
         projection.succeeded_reading()
         self.stats.blocks += request.count
         self.stats.bytes += length
@@ -331,18 +346,21 @@ class Fetcher:
             if not pinning.users and self._pinning.get(version) is pinning:
                 del self._pinning[version]
 
-    async def _keep(self, request: Request[int, int], data: bytes, block_bytes: int) -> list[Block]:
+    async def _keep(
+        self, request: Request[int, int], row: VersionRow, data: bytes, block_bytes: int
+    ) -> list[Block]:
         view = memoryview(data)
         parts = [
             data if len(data) <= block_bytes else bytes(view[at : at + block_bytes])
             for at in range(0, len(data), block_bytes)
         ]
         kept, ids = await self._threads.run("fetch", _store, self._store, parts)
-        if kept:
+        now = self._rows.versions.get(request.version)
+        if not kept:
+            self.stats.unkept += len(ids)
+        elif now is not None and _same_version(now, row):  # else the file has gone meanwhile
             for number, block_id in zip(request.blocks, ids, strict=True):
                 self._rows.set_block(request.version, number, block_id)
-        else:
-            self.stats.unkept += len(ids)
         return list(zip(ids, parts, strict=True))
 
     def _explained(self, projection: Projection, row: VersionRow, error: OrbitError) -> OrbitError:
@@ -428,6 +446,15 @@ def _store(store: BlockStore, parts: list[bytes]) -> tuple[bool, list[ChunkId]]:
     for block_id, part in zip(ids, parts, strict=True):
         store.remember(block_id, part)
     return kept, ids
+
+
+def _same_version(one: VersionRow, other: VersionRow) -> bool:
+    """Whether two rows are of one version, of which one may say more than the other."""
+    tags, others = (one.etag, one.mtime_ns), (other.etag, other.mtime_ns)
+    unpinned = ("", 0)
+    return (one.key, one.size) == (other.key, other.size) and (
+        tags == others or unpinned in {tags, others}
+    )
 
 
 def _gone() -> RemoteError:

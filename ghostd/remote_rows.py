@@ -176,6 +176,7 @@ class RemoteRows:
     def forget(self, ino: int) -> None:
         """The inode is gone, and with it all that is said of it here."""
         self._dead.append(ino)
+        self.versions.set(ino, None)  # at once: what is under way for it looks here
 
     # --- epochs --------------------------------------------------------------------------------
 
