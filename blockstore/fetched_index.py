@@ -84,6 +84,22 @@ class FetchedIndex(Index):
                 )
             return new
 
+    def unvoid(self, pack: PackId, start: int) -> None:
+        """Forget the voids from offset `start` on: other records will be written there.
+
+        Raises StorageFull and StorageFailed, and has done nothing then.
+        """
+        with self._db.lock:
+            old = self._voids.get(pack, _NONE)
+            kept = old[: bisect_left(old, start)]
+            if len(kept) == len(old):
+                return
+            with self._db.changing():
+                self._writer.execute(
+                    "INSERT OR REPLACE INTO voids VALUES (?, ?)", (pack, _dumped(kept))
+                )
+            self._voids[pack] = kept
+
     def retire(self, packs: Sequence[PackId]) -> None:
         """Let rows and voids of packs count no more, before their files are removed.
 

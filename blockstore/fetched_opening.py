@@ -103,6 +103,8 @@ class FetchedRecovery:
             adopted = None
         if packs:
             self.index.add(rows, packs)
+        if adopted is not None:
+            self.index.unvoid(adopted.number, adopted.end)
         return FetchedRecovered(PackId(highest + 1), adopted)
 
     def _recover_pack(

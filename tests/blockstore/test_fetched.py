@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,3 +257,21 @@ def test_below_the_floor_blocks_are_refused_and_own_data_is_not(open_store: Open
     assert store.stats().fetched.refused == 1
     store.put(blocks(1))
     store.sync()
+
+
+def test_voids_beyond_a_torn_end_do_not_hide_what_is_written_there(open_store: Opener) -> None:
+    """Found by a random life: the index kept a void whose record a power cut had taken."""
+    store = open_store(NOTHING_CACHED)
+    ids = store.put_fetched(blocks(4))
+    assert store.evict(ids[2:3]) == 1
+    shutil.copytree(store.folder, store.folder.with_name("killed"))
+    folder = store.folder.with_name("killed")
+    (path,) = (folder / "fetched").iterdir()
+    os.truncate(path, path.stat().st_size - 1700)  # in the third of four
+    store = open_store(NOTHING_CACHED, folder)
+    assert store.resident(ids) == [True, True, False, False]
+    assert store.put_fetched(blocks(4)) == ids
+    assert store.fetch(ids) == dict(zip(ids, blocks(4), strict=True))
+    store.close()
+    store = open_store(NOTHING_CACHED, folder)
+    assert store.resident(ids) == [True] * 4
