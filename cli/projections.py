@@ -376,8 +376,8 @@ class _Line:
         if self._terminal:
             from cli.render_projections import progress
 
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
-            text = progress(answer)[: max(1, width - 1)]
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0: not told
+            text = progress(answer)[: width - 1]
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
 
