@@ -75,7 +75,7 @@ def status(answer: Answer) -> str:
         damage = f"{answer['damaged_files']} files, {answer['damaged_chunks']} chunks"
         rows.append(("damaged", f"{damage}; `orbit-ctl check --data` names them"))
     for each in answer.get("remotes", ()):
-        state = f"{each['state']} since {duration(each['since_s'])} ago"
+        state = f"{each['state']} for {duration(each['since_s'])}"
         rows.append(("remote", f"{each['url']}: {state}: {each['reason']}; {each['cure']}"))
     rows += [("warning", each) for each in answer["warnings"]]
     return "\n".join(f"{plain(name):<9} {plain(text)}" for name, text in rows)

@@ -41,8 +41,7 @@ class Shown:
         age = "not listed yet" if listed is None else f"listed {duration(listed)} ago"
         state = each["state"]
         if state != "ok":
-            state = "stale" if state == "stale" else "failing"
-            state += f" since {duration(each['since_s'])} ago: {plain(each['reason'])}"
+            state += f" for {duration(each['since_s'])}: {plain(each['reason'])}"
         lines = [
             f"{self.path(each['path'])}",
             f"    from     {plain(each['url'])}",
@@ -57,17 +56,21 @@ class Shown:
             options = " ".join(f"{name}={value}" for name, value in each["options"].items())
             lines.append(f"    options  {plain(options)}")
         if each["left_out"]:
-            lines.append(f"    left out {each['left_out']} entries that cannot be shown")
+            lines.append(
+                f"    left out {counted(each['left_out'], 'entry', 'entries')} of the listings"
+            )
         if each["conflicts"]:
             lines.append(
-                f"    conflict {each['conflicts']} files were changed here and at the remote;"
-                " `orbit-ctl diff` names them"
+                f"    conflict {counted(each['conflicts'], 'file')} changed here and at the remote:"
+                " see orbit-ctl diff"
             )
         return "\n".join(lines)
 
     def refresh(self, answer: Answer) -> str:
         """Return one line."""
-        what = f"{answer['directories']} directories" if answer["directories"] else "the file"
+        what = "the file"
+        if answer["directories"]:
+            what = counted(answer["directories"], "directory", "directories")
         if answer["waiting"]:
             return f"{what} will be asked for again: {plain(answer['waiting'])}"
         return f"{what} renewed"
@@ -78,31 +81,31 @@ class Shown:
             f"{'files':>9} {'size':>9} {'local':>9} {'share':>6} {'pinned':>9} {'dirty':>9}  path"
         ]
         for each in answer["paths"]:
-            share = each["local_bytes"] / each["bytes"] if each["bytes"] else 1.0
+            share = _share(each["local_bytes"] / each["bytes"]) if each["bytes"] else "-"
             lines.append(
                 f"{each['files']:>9} {size(each['bytes']):>9} {size(each['local_bytes']):>9}"
-                f" {_share(share):>6} {size(each['pinned_bytes']):>9}"
+                f" {share:>6} {size(each['pinned_bytes']):>9}"
                 f" {size(each['dirty_bytes']):>9}  {self.path(each['path'])}"
             )
             if each["unlisted_directories"]:
                 lines.append(
-                    f"{'':>9} and {each['unlisted_directories']} directories that have not been"
-                    " listed yet"
+                    f"{'':>9} not listed yet:"
+                    f" {counted(each['unlisted_directories'], 'directory', 'directories')}"
                 )
         return "\n".join(lines)
 
     def evict(self, answer: Answer) -> str:
         """Return one line."""
-        text = f"evicted {answer['blocks']} blocks ({size(answer['bytes'])}) of"
-        text += f" {answer['files']} files"
+        text = f"evicted {counted(answer['blocks'], 'block')} ({size(answer['bytes'])}) of"
+        text += f" {counted(answer['files'], 'file')}"
         if answer["pinned_files"]:
-            text += f"; {answer['pinned_files']} pinned files were left alone"
+            text += f"; {counted(answer['pinned_files'], 'pinned file')} left alone"
         return text
 
     @staticmethod
     def unpin(answer: Answer) -> str:
         """Return one line."""
-        return f"{answer['files']} files may be evicted again"
+        return f"{counted(answer['files'], 'file')} may be evicted again"
 
     def change(self, each: Answer) -> str:
         """Return the line of one change."""
@@ -123,7 +126,7 @@ class Shown:
     @staticmethod
     def revert(answer: Answer) -> str:
         """Return what was dropped."""
-        text = f"dropped {answer['changes']} changes"
+        text = f"dropped {counted(answer['changes'], 'change')}"
         if answer["waiting"]:
             text += f"; what the remote has comes back later: {plain(answer['waiting'])}"
         return text
@@ -134,7 +137,7 @@ class Shown:
         if each["reason"]:
             lines.append(f"  {plain(each['reason'])}")
         if each["errors"]:
-            lines.append(f"  {each['errors']} errors, the last ones:")
+            lines.append(f"  {counted(each['errors'], 'error')}, the last ones:")
             lines += [
                 f"  {self.path(error['path'])}: {plain(error['reason'])}"
                 for error in each["last_errors"]
@@ -146,6 +149,11 @@ class Shown:
         return "\n".join(map(self.work, answer["works"])) or "no works"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def progress(each: Answer) -> str:
     """Return the progress of a work on one line."""
     more = "" if each["listed"] else "+"
@@ -155,7 +163,7 @@ def progress(each: Answer) -> str:
         text += f" ({_share(each['bytes_done'] / each['bytes'])})"
     text += f", {size(each['bytes_fetched'])} fetched in {duration(each['seconds'])}"
     if each["errors"]:
-        text += f", {each['errors']} errors"
+        text += f", {counted(each['errors'], 'error')}"
     return text
 
 

@@ -10,6 +10,7 @@ from typing import Final
 import trio
 
 from blockstore.errors import OrbitError
+from ghostd.attached_paths import AttachedPaths
 from ghostd.cow_diff import Differ
 from ghostd.cow_revert import Reverter
 from ghostd.evicting import Evictor
@@ -36,7 +37,7 @@ from ghostd.projection_facade import (
 )
 from ghostd.projections import Wanted
 from ghostd.residency import ResidencyCount
-from ghostd.tree_walk import Walk, joined
+from ghostd.tree_walk import Walk, find_path, joined, parts_of
 from ghostd.warming import Works
 from ghostd.writeback import Writeback
 from orbit_paths import path_to_text, text_to_path
@@ -68,6 +69,7 @@ class ProjectionControl:
         self._tree = tree = projected.tree
         store, threads = writeback.store, writeback.threads
         projection_of = projected.projections.get
+        self._paths = AttachedPaths(tree, threads)
         self._count = ResidencyCount(tree, store, threads, projection_of)
         self._evictor = Evictor(tree, writeback, store, threads, projection_of)
         self._differ = Differ(tree, writeback, threads, projection_of)
@@ -144,20 +146,21 @@ class ProjectionControl:
 
         async def look() -> ProjectionList:
             await trio.lowlevel.checkpoint()
-            return ProjectionList(tuple(map(self._info, self._projected.projections.all())))
+            found = self._projected.projections.all()
+            paths = [await self._paths.path_of(each.row.id) for each in found]
+            return ProjectionList(tuple(map(self._info, found, paths)))
 
         return self._loop.wait(look, _QUESTION_S)
 
-    def _info(self, projection: Projection, path: bytes | None = None) -> ProjectionInfo:
+    def _info(self, projection: Projection, path: bytes) -> ProjectionInfo:
         row = projection.row
         state = _state(projection)
         now_ns = time.time_ns()
         directory = self._tree.remote.dirs.get(row.id)
         listed_ns = 0 if directory is None else directory.listed_ns
-        where = self._projected.projections.path_of(row.id) if path is None else path
         return ProjectionInfo(
             url=row.url,
-            path=path_to_text(where),
+            path=path_to_text(path),
             mode=row.mode,
             ttl_s=projection.ttl_s,
             block_bytes=row.block_bytes,
@@ -188,7 +191,8 @@ class ProjectionControl:
                     options=wanted.options,
                 )
             )
-            return self._info(projection)
+            self._paths.remember(find_path(self._tree, path))
+            return self._info(projection, b"/" + b"/".join(parts_of(path)))
 
         return self._loop.wait(attach)
 
@@ -267,7 +271,7 @@ class ProjectionControl:
 
     async def _diff(self, path: bytes, cursor: str | None, limit: int) -> Diff:
         projection, changes, more = await self._differ.page(path, cursor, limit)
-        root = self._projected.projections.path_of(projection.row.id)
+        root = await self._paths.path_of(projection.row.id)
         return Diff(
             tuple(
                 Change(

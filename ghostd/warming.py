@@ -37,6 +37,7 @@ from orbit_paths import path_to_text
 KINDS: Final = ("warm", "pin")
 RUNNING_MAX: Final = 8
 REMEMBERED_MAX: Final = 20  # works that have ended
+_FEW: Final = 8  # blocks that the store is asked for in the loop: cheaper than a thread
 _WINDOW_BYTES: Final = 8 << 20  # of neighbouring blocks: one request
 _WINDOWS_MAX: Final = 32  # of one work: keeps the slots of a remote busy, also with small files
 _ERRORS_MAX: Final = 10  # that are remembered
@@ -256,8 +257,6 @@ class Works:
         for part in range(-(-blocks // PART_BLOCKS)):
             numbers = range(part * PART_BLOCKS, min((part + 1) * PART_BLOCKS, blocks))
             missing = await self._missing(work, entry, part, numbers, size)
-            if not still_there(self._tree, entry):
-                break
             for window in _windows(missing, max(1, _WINDOW_BYTES // size)):
                 await work.windows.acquire()
                 if file.failed:  # the rest of it would fail as well
@@ -273,19 +272,20 @@ class Works:
     ) -> list[int]:
         """The blocks of a part that have to be fetched; the others are counted as done."""
         known = dict(part_blocks(self._tree, entry.base, part))
-        here: set[int] = set()
-        if known:
-            names = list(known.values())
-            resident = await self._threads.run("read", self._store.resident, names)
-            if not still_there(self._tree, entry):
-                return []
-            for (number, name), is_here in zip(known.items(), resident, strict=True):
-                if is_here:
-                    here.add(number)
-                else:
-                    self._forget_block(entry.base, number, name)
-        else:
+        names = list(known.values())
+        if len(names) <= _FEW:
+            resident = self._store.resident(names)
             await trio.lowlevel.checkpoint()
+        else:
+            resident = await self._threads.run("read", self._store.resident, names)
+        if not names:
+            here = set()
+        elif not still_there(self._tree, entry):
+            return []
+        else:
+            here = {number for number, is_here in zip(known, resident, strict=True) if is_here}
+            for number in known.keys() - here:
+                self._forget_block(entry.base, number, known[number])
         shown = shown_of_blocks(self._tree, entry, numbers, size)
         missing = [number for number, count in shown if count and number not in here]
         work.bytes_done += sum(self._length(entry, number, size) for number in numbers)

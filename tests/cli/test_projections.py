@@ -78,17 +78,17 @@ def test_projections_tell_what_is_wrong(ctl):
     assert "    listings listed 5.0 s ago, renewed after 60 s" in lines
     assert "    options  region=eu-west-1" in lines
     assert "/mnt/orbit/caf\\xe9" in lines
-    wrong = "    state    failing since 5 min ago: sftp://host/tree: connection refused"
+    wrong = "    state    failing for 5 min: sftp://host/tree: connection refused"
     assert wrong in lines
     assert "    cure     see whether the server runs" in lines
-    assert any(line.startswith("    conflict 1 files") for line in lines)
+    assert any(line.startswith("    conflict 1 file changed here") for line in lines)
 
 
 def test_status_names_remotes_in_trouble(ctl, control):
     control.projections.wrong = (PROBLEM,)
     control.current = control.with_remotes()
     assert (
-        "remote    sftp://host/tree: failing since 5 min ago: connection refused; start it"
+        "remote    sftp://host/tree: failing for 5 min: connection refused; start it"
         in ctl("status").stdout.splitlines()
     )
 
