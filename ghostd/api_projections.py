@@ -10,8 +10,8 @@ import trio
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from blockstore.errors import OrbitError
 from ghostd import projection_facade as facade
+from ghostd.errors import FilesystemError
 from ghostd.facade import Control
 
 CALLS_MAX: Final = 8  # at a time that change or count something
@@ -28,7 +28,7 @@ Path = Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX)]
 Paths = Annotated[list[Path], Field(min_length=1, max_length=PATHS_MAX)]
 
 
-class ProjectionsAbsent(OrbitError):
+class ProjectionsAbsent(FilesystemError):
     """The daemon runs without projections."""
 
 

@@ -53,7 +53,6 @@ class ListingWalk:
         self._shared: list[Seen] = []
         self._busy = 0
         self._lot = trio.lowlevel.ParkingLot()
-        self.directories = 0
 
     async def run(self, tops: Iterable[Seen]) -> None:
         """Walk until everything has been visited."""
@@ -101,7 +100,6 @@ class ListingWalk:
                     stack.append((entry, 0))
 
     async def _listed(self, directory: Seen) -> bool:
-        self.directories += 1
         if not directory.projection:
             return True
         if not still_there(self._tree, directory):

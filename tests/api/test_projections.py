@@ -140,6 +140,12 @@ def test_errors_have_a_status_and_a_word(client, control, error, status, word):
     assert answer.json()["message"] == "no"
 
 
+def test_a_daemon_without_projections_says_so(client, control):
+    control.projections = None
+    for answer in (client.get("/v1/projections"), client.post("/v1/evict", json={"paths": ["/"]})):
+        assert (answer.status_code, answer.json()["error"]) == (409, "projections_absent")
+
+
 def test_every_error_of_a_remote_has_an_answer():
     for kind in vars(remotes).values():
         if isinstance(kind, type) and issubclass(kind, OrbitError):
