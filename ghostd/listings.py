@@ -24,7 +24,7 @@ from ghostd.remote_names import local_name
 from ghostd.remote_rows import DirRow, VersionRow
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
-from syncer.remotes.errors import Missing, Unreachable, Unsupported
+from syncer.remotes.errors import Missing, RemoteError, Unreachable, Unsupported
 from syncer.remotes.remote import Entry, Kind, Page
 
 log = structlog.get_logger(__name__)
@@ -49,17 +49,19 @@ class ListingOptions:
 class _Flight:
     """One listing on its way, and the inodes that it has shown so far."""
 
-    __slots__ = ("again", "done", "error", "progress", "seen")
+    __slots__ = ("again", "done", "error", "moving", "progress", "seen")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.progress = trio.Event()
         self.error: OrbitError | None = None
         self.seen = LookupCounts()
+        self.moving = False  # entries have come
         self.again = False  # something could not be shown yet: the listing is old at once
 
     def advance(self) -> None:
         """More entries are there: wake those who wait for some."""
+        self.moving = True
         self.progress.set()
         self.progress = trio.Event()
 
@@ -135,8 +137,10 @@ class Listings:
         assert row is not None
         flight = self._start(directory)
         if row.listed_ns and not patient:
-            with trio.move_on_after(self._options.stale_wait_s):
+            with trio.move_on_after(self._options.stale_wait_s) as waiting:
                 await flight.done.wait()
+            if waiting.cancelled_caught and not flight.moving:
+                self._silent(directory)
             return  # a failure is told by `status`; the old listing is shown
         if whole:
             while not flight.done.is_set():
@@ -162,10 +166,25 @@ class Listings:
             return
         projection = self._projection_of(directory.projection)
         where = "the remote" if projection is None else projection.url
-        raise Unreachable(
+        error = Unreachable(
             f"{where} has not answered for {self._options.deadline_s:g} s; the listing goes on,"
             " try again"
         )
+        if projection is not None:
+            projection.failed(error)
+        raise error
+
+    def _silent(self, directory: Inode) -> None:
+        """An old listing is shown although its renewal may yet succeed: `status` says so now."""
+        projection = self._projection_of(directory.projection)
+        if projection is not None and not projection.stale:
+            projection.failed(
+                Unreachable(
+                    f"{projection.url} has not answered for {self._options.stale_wait_s:g} s;"
+                    " it goes on being asked"
+                ),
+                stale=True,
+            )
 
     def _start(self, directory: Inode) -> _Flight:
         flight = self._flights.get(directory.ino)
@@ -214,9 +233,14 @@ class Listings:
             await self.fresh(directory)
             return
         except trio.TooSlowError:
-            raise Unreachable(
+            error = Unreachable(
                 f"{projection.url} has not answered for {self._options.deadline_s:g} s; try again"
-            ) from None
+            )
+            projection.failed(error)
+            raise error from None
+        except RemoteError as error:
+            projection.failed(error)
+            raise
         if entry.name == name and self._tree.find(ino, name) is None:
             self._apply_one(ino, projection, entry)
 

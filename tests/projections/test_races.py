@@ -9,7 +9,7 @@ import trio
 
 from ghostd.errors import RemoteVersionGone
 from ghostd.evicting import Evictor
-from syncer.remotes.errors import RemoteError
+from syncer.remotes.errors import RemoteError, Unreachable
 from syncer.remotes.memory import MemoryRemote
 from syncer.remotes.remote import Kind
 from tests.ghostd.world import jumping
@@ -291,4 +291,48 @@ async def test_an_empty_directory_replaced_by_a_file() -> None:
         assert await world.names(b"/r") == [b"d"]
         assert await world.content(b"/r/d") == b"a file"
         await world.check()
+    world.close()
+
+
+@jumping
+async def test_status_says_that_a_listing_is_old_while_the_remote_is_silent() -> None:
+    s = Setting()
+    await s.put(b"f", b"")
+    world = s.world()
+    async with world.running():
+        projection = await world.project(URL, ttl_s=1.0)
+        assert await world.names(b"/r") == [b"f"]
+        s.clock.now += 10**10
+        whole = world.remotes[URL].list
+        go_on = trio.Event()
+
+        async def slow(key, sink):
+            await go_on.wait()
+            await whole(key, sink)
+
+        world.remotes[URL].list = slow
+        assert await world.names(b"/r") == [b"f"]
+        assert projection.stale
+        assert "has not answered" in projection.error
+        go_on.set()
+        await settled(world)
+        assert not projection.stale
+        assert not projection.error
+    world.close()
+
+
+@jumping
+async def test_status_says_that_one_name_could_not_be_asked_for() -> None:
+    s = Setting()
+    await s.put(b"d/f", b"")
+    world = s.world()
+    async with world.running():
+        projection = await world.project(URL)
+        s.fail = Unreachable("cut off")
+        with pytest.raises(Unreachable):
+            await world.look(b"/r/d")
+        assert projection.error == "cut off"
+        s.fail = None
+        assert await world.names(b"/r/d") == [b"f"]
+        assert not projection.error
     world.close()
