@@ -92,6 +92,7 @@ class Model:
             return None if None in found else [w.priority for w in found if w]
 
         best: list[int] = []
+        best_rank = (0, 0, 0)
         for first in range(max(due.number - most + 1, 0), due.number + 1):
             for end in range(due.number + 1, first + most + 1):
                 run = classes(first, end)
@@ -103,10 +104,12 @@ class Model:
                     # Everything up to the due one is demanded, the rest at most as much again.
                     allowed = first + head > due.number and len(run) <= 2 * head
                 else:
+                    head = 0
                     allowed = not demanded
-                # As long as can be, and reaching forwards rather than back.
-                if allowed and (len(run), end) > (len(best), best[-1] + 1 if best else 0):
-                    best = list(range(first, end))
+                # As long as can be, demanded rather than not, reaching forwards rather than back.
+                rank = (len(run), head, end)
+                if allowed and rank > best_rank:
+                    best, best_rank = list(range(first, end)), rank
         return best
 
 
