@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from blockstore.errors import OrbitError
+from ghostd.attached_paths import AttachedPaths
 from ghostd.config_projections import ProjectionConfig
 from ghostd.filesystem import Caller, Filesystem
 from ghostd.inodes import ROOT_INO
@@ -44,14 +45,17 @@ def _same(projection: Projection, path: bytes, wanted: Wanted) -> bool:
 
 
 async def reconcile(
-    projections: Projections, filesystem: Filesystem, configs: Sequence[ProjectionConfig]
+    projections: Projections,
+    filesystem: Filesystem,
+    paths: AttachedPaths,
+    configs: Sequence[ProjectionConfig],
 ) -> None:
     """Attach what the file names, detach what it named before; failures are logged."""
     missing = {wanted.path: wanted for wanted in map(_wanted, configs)}
     for projection in projections.all():
         if not projection.row.configured:
             continue
-        path = projections.path_of(projection.row.id)
+        path = await paths.path_of(projection.row.id)
         wanted = missing.get(path)
         if wanted is not None and _same(projection, path, wanted):
             del missing[path]

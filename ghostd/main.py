@@ -23,6 +23,7 @@ from blockstore.store import BlockStore, StoreOptions
 from ghostd import copies, fuse_loop
 from ghostd.access_log import AccessLog
 from ghostd.api import ApiServer
+from ghostd.attached_paths import AttachedPaths
 from ghostd.cache_keeper import PinnedBlocks, keep_cache
 from ghostd.config import Config, load_config, show_config
 from ghostd.configured import reconcile
@@ -348,7 +349,11 @@ class Daemon:
             nursery.start_soon(self._invalidator.run)
             nursery.start_soon(keep_cache, self._store, self._threads)
             nursery.start_soon(
-                reconcile, self._projected.projections, self._filesystem, self._config.projections
+                reconcile,
+                self._projected.projections,
+                self._filesystem,
+                AttachedPaths(self._tree, self._threads),
+                self._config.projections,
             )
             nursery.start_soon(self._flusher.run)
             nursery.start_soon(self._tick)

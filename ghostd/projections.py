@@ -313,22 +313,6 @@ class Projections:
         )[0][0]
         return int(changed + hidden)
 
-    def path_of(self, projection: int) -> bytes:
-        """Where the projection is attached, from the root of the mount."""
-        # Directories know the one above; the name is looked for among its entries.
-        parts: list[bytes] = []
-        ino = projection
-        while ino != ROOT_INO:
-            rows = self._tree.namespace.query(
-                "SELECT parent, name FROM dirents WHERE ino = ? AND parent = ?",
-                (ino, self._tree.parent_of(ino)),
-            )
-            if not rows:
-                return b"?"
-            parts.append(rows[0][1])
-            ino = rows[0][0]
-        return b"/" + b"/".join(reversed(parts))
-
 
 def printable(path: bytes) -> str:
     """For messages."""

@@ -9,7 +9,7 @@ from ghostd.config import RemotesConfig
 from ghostd.projections import ProjectionRefused
 from syncer.remotes import registry
 from syncer.remotes.bridge import Bridge
-from syncer.remotes.credentials import Credentials
+from syncer.remotes.credentials import Credentials, default_path
 from syncer.remotes.machinery import Machinery
 from syncer.remotes.policy import RemotePolicy
 from syncer.remotes.remote import Remote
@@ -35,6 +35,12 @@ def policy_of(config: RemotesConfig, deadline_s: float) -> RemotePolicy:
     )
 
 
+def _credentials(named: str) -> Credentials:
+    if named:
+        return Credentials(Path(named).expanduser(), required=True)
+    return Credentials(default_path())
+
+
 class Remotes:
     """Opens remotes. `start` before the first one, `stop` after the last one is closed."""
 
@@ -43,10 +49,9 @@ class Remotes:
         self._policy = policy_of(config, deadline_s)
         self._forbidden = forbidden
         self.hosts = Hosts()
-        credentials = Path(config.credentials).expanduser() if config.credentials else None
         self._machinery = Machinery(
             bridge=self._bridge,
-            credentials=Credentials() if credentials is None else Credentials(credentials),
+            credentials=_credentials(config.credentials),
             connect_timeout_s=min(10.0, config.attempt_timeout_s),
             read_timeout_s=config.attempt_timeout_s,
             connections_max=config.connections_max,

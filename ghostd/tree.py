@@ -83,6 +83,7 @@ class Tree:
         self._dirty: dict[int, Inode] = {}
         self._dirty_contents: dict[int, Inode] = {}
         self._dead: list[int] = []
+        self._gone: set[int] = set()  # dead inodes that the database still shows
         self._xattrs: dict[int, dict[bytes, bytes | None]] = {}
         self.unstored = 0  # bytes of pieces that files show
 
@@ -92,10 +93,7 @@ class Tree:
         """The inode of a number. Raises StaleHandle."""
         inode = self.cache.get(ino)
         if inode is None:
-            row = self.namespace.load_inode(ino)
-            if row is None:
-                raise StaleHandle(f"inode {ino} does not exist")
-            inode = Inode(row, stored=True)
+            inode = self._loaded(ino)
             self._keep(inode)
         else:
             # An operation has several inodes in hand: loading one must not let another one leave,
@@ -108,10 +106,13 @@ class Tree:
         inode = self.cache.get(ino)
         if inode is not None:
             return inode.parent
-        row = self.namespace.load_inode(ino)
+        return self._loaded(ino).parent
+
+    def _loaded(self, ino: int) -> Inode:
+        row = None if ino in self._gone else self.namespace.load_inode(ino)
         if row is None:
             raise StaleHandle(f"inode {ino} does not exist")
-        return Inode(row, stored=True).parent
+        return Inode(row, stored=True)
 
     def _keep(self, inode: Inode) -> None:
         cache = self.cache
@@ -221,6 +222,7 @@ class Tree:
         self.inode_count -= 1
         if inode.stored:
             self._dead.append(inode.ino)
+            self._gone.add(inode.ino)
         if inode.content is not None:
             self.unstored -= inode.content.unstored
             inode.content.unstored = 0
@@ -416,6 +418,7 @@ class Tree:
         self.committed_epoch = frozen.epoch
         self.overlay.committed(frozen.names, frozen.epoch)
         self.remote.committed()
+        self._gone.difference_update(frozen.dead)
         for inode in frozen.contents:
             assert inode.content is not None
             inode.content.committed()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from syncer.remotes.errors import Unsupported
+from syncer.remotes.object_http import ObjectHttp
 from syncer.remotes.remote import Capabilities
 
 
@@ -60,6 +61,7 @@ class Upload(Protocol):
 class Store(Protocol):
     """A bucket or container. All methods are for the bridge's loop, all keys are whole."""
 
+    http: ObjectHttp
     capabilities: Capabilities
     part_bytes_min: int
     parts_max: int

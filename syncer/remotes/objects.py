@@ -86,6 +86,11 @@ class ObjectRemote:
         return self._url
 
     @property
+    def origin(self) -> str:
+        """See wrappers.HasOrigin: buckets of one server share it."""
+        return self._store.http.endpoint
+
+    @property
     def capabilities(self) -> Capabilities:
         """See Remote."""
         return self._store.capabilities

@@ -8,6 +8,7 @@ timed out or not; what is counted is what leaves.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from syncer.remotes.breaker import Breaker, Circuit, CircuitBreaker, Gate
 from syncer.remotes.counting import Counting, RemoteStatistics
@@ -27,8 +28,20 @@ class Host:
     rates: Rates
 
 
-def host_name(url: str) -> str:
+@runtime_checkable
+class HasOrigin(Protocol):
+    """A remote whose URL does not say which server it is on."""
+
+    @property
+    def origin(self) -> str:
+        """The server's scheme, host and port."""
+
+
+def host_name(remote: Remote) -> str:
     """Scheme, host and port; of what has no host, the whole URL."""
+    if isinstance(remote, HasOrigin):
+        return remote.origin
+    url = remote.url
     try:
         parsed = RemoteUrl.parse(url)
     except BadUrl:
@@ -74,4 +87,4 @@ class Wrapped(Retrying):
 
 def wrapped(remote: Remote, policy: RemotePolicy, hosts: Hosts) -> Wrapped:
     """Put all wrappers around `remote`; what its host shares comes from `hosts`."""
-    return Wrapped(remote, policy, hosts.host(host_name(remote.url), policy))
+    return Wrapped(remote, policy, hosts.host(host_name(remote), policy))
