@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,21 @@ import pytest
 from ghostd.config import RemotesConfig
 from ghostd.projections import ProjectionRefused
 from ghostd.remotes import Remotes
+from syncer.remotes.credentials import Credentials
 from syncer.remotes.errors import Denied
 from syncer.remotes.url import RemoteUrl
 
 NAS = RemoteUrl.parse("sftp://nas/x")
 SECTION = '["sftp://nas"]\nuser = "me"\npassword = "secret"\n'
+
+
+@contextmanager
+def credentials_of(config: RemotesConfig) -> Iterator[Credentials]:
+    remotes = opener(config)
+    try:
+        yield remotes._machinery.credentials
+    finally:
+        remotes.stop()
 
 
 def opener(config: RemotesConfig, *forbidden: Path) -> Remotes:
@@ -38,17 +50,17 @@ def test_the_usual_credentials_file_is_read(
     usual.parent.mkdir(parents=True)
     usual.write_text(SECTION)
     usual.chmod(0o644)
-    credentials = opener(RemotesConfig())._machinery.credentials
-    with pytest.raises(Denied, match="credentials.toml"):
-        credentials.find(NAS)
-    usual.chmod(0o600)
-    assert credentials.find(NAS)["password"] == "secret"
+    with credentials_of(RemotesConfig()) as credentials:
+        with pytest.raises(Denied, match=r"credentials\.toml"):
+            credentials.find(NAS)
+        usual.chmod(0o600)
+        assert credentials.find(NAS)["password"] == "secret"
 
 
 def test_a_credentials_file_that_was_named_must_be_there(tmp_path: Path) -> None:
     config = RemotesConfig(credentials=str(tmp_path / "none.toml"))
-    with pytest.raises(Denied, match="none.toml"):
-        opener(config)._machinery.credentials.find(NAS)
+    with credentials_of(config) as credentials, pytest.raises(Denied, match=r"none\.toml"):
+        credentials.find(NAS)
 
 
 @pytest.mark.parametrize("path", ["/mnt/o", "/mnt/o/below", "/mnt", "/"])
