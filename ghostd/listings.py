@@ -274,7 +274,7 @@ class Listings:
     def _apply_one(self, ino: int, projection: Projection, entry: Entry) -> None:
         """Bring one entry, asked for by itself, into the directory of this number."""
         directory = self._tree.inode(ino)  # it may have left memory meanwhile
-        if not directory.nlink:
+        if not self._is_remote(directory):
             return
         alone = _Flight()
         name = local_name(entry.name, False, ())
@@ -292,6 +292,10 @@ class Listings:
         under_way = self._flights.get(ino)
         if under_way is not None and found is not None:
             under_way.seen.add(found[1])  # newer than what it may still say
+
+    def _is_remote(self, directory: Inode) -> bool:
+        """The directory is there, and has not become one of ours while the remote was asked."""
+        return directory.nlink > 0 and self._tree.remote.dirs.get(directory.ino) is not None
 
     def _listed(self, ino: int) -> bool:
         row = self._tree.remote.dirs.get(ino)
@@ -334,7 +338,7 @@ class Listings:
 
         async def sink(page: Page) -> None:
             for at in range(0, len(page), _SLICE):
-                if not directory.nlink:
+                if not self._is_remote(directory):
                     return
                 self._apply(directory, projection, page[at : at + _SLICE], flight)
                 await trio.lowlevel.checkpoint()
@@ -349,7 +353,7 @@ class Listings:
             if not await self._left_alone(directory, projection, row.key):
                 raise
             flight.seen = LookupCounts()
-        if not directory.nlink:
+        if not self._is_remote(directory):
             return
         if known:
             await self._remove_unseen(directory, flight.seen)

@@ -122,3 +122,9 @@ def test_the_histories_do_what_they_are_for() -> None:
 def test_many_histories(block: int) -> None:
     for seed in range(1_000 + block * 50, 1_050 + block * 50):
         tell(seed, lives=4, steps=60)
+
+
+@pytest.mark.parametrize("seed", [10_741])
+def test_histories_that_failed(seed: int) -> None:
+    """A directory that became one of ours while one name of it was asked for."""
+    tell(seed, lives=4, steps=60)
