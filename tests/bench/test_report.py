@@ -54,6 +54,26 @@ def test_table_shows_medians_in_the_unit_of_the_row():
     assert lines[3] == "| flow, MB/s | 100 | 200 | **2.00** |"
 
 
+@pytest.mark.parametrize(
+    ("show", "cost", "text"),
+    [
+        ("ms", 0.0113, "11.3"),
+        ("ms", 0.00007, "0.070"),
+        ("times", 11.0, "11"),
+        ("each", 1.018, "1.02"),
+        ("MiB", 0.0, "0.0"),
+    ],
+)
+def test_latencies_and_counts_are_shown_with_the_digits_that_tell(show, cost, text):
+    assert report.show(Row("r", "work", show), None, cost) == text
+
+
+def test_nothing_moved_meets_a_target_of_nothing():
+    target = Target("g", "r", 0.0, unit="MiB")
+    assert target.met(report.measure(target, report.Values(_run(*_costs("r", OURS, 0.0)))))
+    assert not target.met(report.measure(target, report.Values(_run(*_costs("r", OURS, 1.0)))))
+
+
 def test_failures_are_told():
     run = _run(*_costs("r", OURS, 1.0))
     run.failures.append(Failure("g", "p", "find: ended with 1 … Too many open files"))
