@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -239,24 +239,27 @@ class BlockStore:
     def put_fetched(self, blocks: Sequence[Buffer]) -> list[ChunkId]:
         """Keep blocks of 1 byte to MAX_BLOCK that can be fetched again; return their ids.
 
+        See keep_fetched.
+        """
+        ids = [chunk_id(block) for block in blocks]
+        self.keep_fetched(dict(zip(ids, blocks, strict=True)))
+        return ids
+
+    def keep_fetched(self, named: Mapping[ChunkId, Buffer]) -> None:
+        """Keep blocks of 1 byte to MAX_BLOCK that can be fetched again, under their chunk_id().
+
         For worker threads. Bytes that own data has are not stored a second time, and repair it
         where it was found damaged. Never durable: a power cut costs a fetch. Raises StorageFull
         where the limits of the cache leave no room, and StorageFailed: go on without keeping them.
         """
-        named: dict[ChunkId, Buffer] = {}
-        ids = []
-        for block in blocks:
+        for block in named.values():
             if not 0 < len(block) <= MAX_BLOCK:
                 raise ValueError(f"a block has 1 to {MAX_BLOCK} bytes, not {len(block)}")
-            name = chunk_id(block)
-            ids.append(name)
-            named[name] = block
         damaged = [named[name] for name in self._dedup.damaged.keys() & named.keys()]
         if damaged:
             self.put(damaged)
         owned = self._owned(named)
         self._fetched.put({name: data for name, data in named.items() if name not in owned})
-        return ids
 
     def _owned(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
         """Return what own data has, as far as is known."""

@@ -33,6 +33,7 @@ from syncer.remotes.remote import Kind
 log = structlog.get_logger(__name__)
 
 _PATTERNS_MAX: Final = 1_024  # open files whose reads are remembered
+_STORING_MAX: Final = 4  # requests whose blocks wait for the disk: 32 MiB of the cache of chunks
 Block = tuple[ChunkId, bytes]
 
 
@@ -116,6 +117,7 @@ class Fetcher:
         self._directories: OrderedDict[tuple[int, bytes], DirectoryPattern] = OrderedDict()
         self._flights: dict[tuple[int, int], _Flight] = {}
         self._pinning: dict[int, _Pinning] = {}
+        self._storing = trio.Semaphore(_STORING_MAX)
         self._nursery: trio.Nursery | None = None
         self.stats = FetchStats()
 
@@ -349,19 +351,28 @@ class Fetcher:
     async def _keep(
         self, request: Request[int, int], row: VersionRow, data: bytes, block_bytes: int
     ) -> list[Block]:
-        view = memoryview(data)
-        parts = [
-            data if len(data) <= block_bytes else bytes(view[at : at + block_bytes])
-            for at in range(0, len(data), block_bytes)
-        ]
-        kept, ids = await self._threads.run("fetch", _store, self._store, parts)
+        """The blocks, named; they are in memory, and on their way to the disk."""
+        blocks = await self._threads.run("fetch", _named, self._store, data, block_bytes)
         now = self._rows.versions.get(request.version)
-        if not kept:
-            self.stats.unkept += len(ids)
-        elif now is not None and _same_version(now, row):  # else the file has gone meanwhile
-            for number, block_id in zip(request.blocks, ids, strict=True):
+        if now is not None and _same_version(now, row):  # else the file has gone meanwhile
+            for number, (block_id, _) in zip(request.blocks, blocks, strict=True):
                 self._rows.set_block(request.version, number, block_id)
-        return list(zip(ids, parts, strict=True))
+        # Readers do not wait for the disk, save when it is several requests behind.
+        await self._storing.acquire()
+        assert self._nursery is not None
+        self._nursery.start_soon(self._store_blocks, request, blocks)
+        return blocks
+
+    async def _store_blocks(self, request: Request[int, int], blocks: list[Block]) -> None:
+        try:
+            await self._threads.run("keep", self._store.keep_fetched, dict(blocks))
+        except (StorageFull, StorageFailed):
+            self.stats.unkept += len(blocks)
+            for number, (block_id, _) in zip(request.blocks, blocks, strict=True):
+                if self._rows.block(request.version, number) == block_id:
+                    self._rows.set_block(request.version, number, None)
+        finally:
+            self._storing.release()
 
     def _explained(self, projection: Projection, row: VersionRow, error: OrbitError) -> OrbitError:
         self.stats.failures += 1
@@ -437,15 +448,17 @@ class Fetcher:
             self.ahead(projection, number, near, (0,))
 
 
-def _store(store: BlockStore, parts: list[bytes]) -> tuple[bool, list[ChunkId]]:
-    """In a thread: keep the blocks; whether there was room, and their ids."""
-    try:
-        kept, ids = True, store.put_fetched(parts)
-    except (StorageFull, StorageFailed):
-        kept, ids = False, [chunk_id(part) for part in parts]
-    for block_id, part in zip(ids, parts, strict=True):
+def _named(store: BlockStore, data: bytes, block_bytes: int) -> list[Block]:
+    """In a thread: cut what was received into blocks, name them, keep them in memory."""
+    view = memoryview(data)
+    parts = [
+        data if len(data) <= block_bytes else bytes(view[at : at + block_bytes])
+        for at in range(0, len(data), block_bytes)
+    ]
+    blocks = [(chunk_id(part), part) for part in parts]
+    for block_id, part in blocks:
         store.remember(block_id, part)
-    return kept, ids
+    return blocks
 
 
 def _same_version(one: VersionRow, other: VersionRow) -> bool:

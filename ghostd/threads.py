@@ -102,7 +102,7 @@ class WorkerThreads:
     """
 
     LIMITS: Final = MappingProxyType(
-        {"encode": 2, "commit": 1, "read": 4, "stream": 2, "fetch": 2, "maintenance": 1}
+        {"encode": 2, "commit": 1, "read": 4, "stream": 2, "fetch": 2, "keep": 2, "maintenance": 1}
     )
 
     def __init__(self) -> None:

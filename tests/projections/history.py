@@ -23,6 +23,7 @@ import trio
 from blockstore.errors import OrbitError
 from blockstore.ids import ChunkId
 from blockstore.options import FetchedOptions
+from ghostd.errors import StaleHandle
 from ghostd.evicting import Evictor
 from ghostd.filesystem import RENAME_EXCHANGE, AttributeChanges
 from ghostd.inodes import FLAG_LOCAL, Inode
@@ -679,9 +680,11 @@ class History:
         while todo := sorted(self.directories().keys() - listed):
             for ino in todo:
                 listed.add(ino)
-                inode = self.world.tree.inode(ino)
                 try:
+                    inode = self.world.tree.inode(ino)
                     await self.world.projected.listings.fresh(inode)
+                except StaleHandle:  # it went when the one above was listed
+                    continue
                 except (Missing, Unsupported) as error:
                     failed.append(error)
         return failed
