@@ -121,8 +121,11 @@ class Listings:
         return max(0.0, projection.ttl_s - age_s)
 
     def under_way(self, ino: int) -> bool:
-        """A listing of the directory is on its way."""
-        return ino in self._flights
+        """A first listing of the directory is on its way.
+
+        One that is to replace an older listing does not count: that one is shown whole meanwhile.
+        """
+        return ino in self._flights and not self._listed(ino)
 
     async def fresh(self, directory: Inode, *, whole: bool = True, patient: bool = False) -> None:
         """Return when the directory may be looked into.

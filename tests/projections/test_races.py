@@ -336,3 +336,34 @@ async def test_status_says_that_one_name_could_not_be_asked_for() -> None:
         assert await world.names(b"/r/d") == [b"f"]
         assert not projection.error
     world.close()
+
+
+@jumping
+async def test_only_a_first_listing_is_waited_for_at_the_end_of_a_directory() -> None:
+    s = Setting()
+    await s.put(b"f", b"")
+    world = s.world()
+    async with world.running():
+        await world.project(URL, ttl_s=1.0)
+        listings = world.projected.listings
+        root = await world.look(b"/r")
+        whole = world.remotes[URL].list
+        go_on = trio.Event()
+
+        async def slow(key, sink):
+            await go_on.wait()
+            await whole(key, sink)
+
+        world.remotes[URL].list = slow
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listings.fresh, root)
+            await trio.testing.wait_all_tasks_blocked()
+            assert listings.under_way(root.ino)
+            go_on.set()
+        go_on = trio.Event()
+        s.clock.now += 10**10
+        await listings.fresh(root)
+        assert not listings.under_way(root.ino), "the old one is shown whole"
+        go_on.set()
+        await settled(world)
+    world.close()
