@@ -60,7 +60,8 @@ class Entangler:
         # What is here is named before the wait: evicted meanwhile, it is missed by its name. A gap
         # that stays open would be read as zeros.
         ids = {number: self._rows.block(inode.base, number) for number in numbers}
-        data: dict[bytes, bytes] = {}
+        unstored = self._fetcher.unstored
+        data = {name: unstored[name] for name in ids.values() if name in unstored}
         missing = [number for number, chunk_id in ids.items() if chunk_id is None]
         if missing:
             for number, (chunk_id, block) in (await self._fetch(inode, missing)).items():

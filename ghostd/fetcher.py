@@ -33,7 +33,7 @@ from syncer.remotes.remote import Kind
 log = structlog.get_logger(__name__)
 
 _PATTERNS_MAX: Final = 1_024  # open files whose reads are remembered
-_STORING_MAX: Final = 4  # requests whose blocks wait for the disk: 32 MiB of the cache of chunks
+_STORING_MAX: Final = 4  # requests whose blocks wait for the disk: 32 MiB
 Block = tuple[ChunkId, bytes]
 
 
@@ -118,6 +118,8 @@ class Fetcher:
         self._flights: dict[tuple[int, int], _Flight] = {}
         self._pinning: dict[int, _Pinning] = {}
         self._storing = trio.Semaphore(_STORING_MAX)
+        self._stored = trio.lowlevel.ParkingLot()
+        self.unstored: dict[bytes, bytes] = {}  # blocks on their way to the disk
         self._nursery: trio.Nursery | None = None
         self.stats = FetchStats()
 
@@ -360,19 +362,29 @@ class Fetcher:
         # Readers do not wait for the disk, save when it is several requests behind.
         await self._storing.acquire()
         assert self._nursery is not None
+        self.unstored.update(blocks)
         self._nursery.start_soon(self._store_blocks, request, blocks)
         return blocks
 
     async def _store_blocks(self, request: Request[int, int], blocks: list[Block]) -> None:
         try:
-            await self._threads.run("keep", self._store.keep_fetched, dict(blocks))
+            with trio.CancelScope(shield=True):  # what has come is kept, also at the end
+                await self._threads.run("keep", self._store.keep_fetched, dict(blocks))
         except (StorageFull, StorageFailed):
             self.stats.unkept += len(blocks)
             for number, (block_id, _) in zip(request.blocks, blocks, strict=True):
                 if self._rows.block(request.version, number) == block_id:
                     self._rows.set_block(request.version, number, None)
         finally:
+            for block_id, _ in blocks:
+                self.unstored.pop(block_id, None)
             self._storing.release()
+            self._stored.unpark_all()
+
+    async def stored(self) -> None:
+        """Wait until what has come so far is in the store."""
+        while self.unstored:
+            await self._stored.park()
 
     def _explained(self, projection: Projection, row: VersionRow, error: OrbitError) -> OrbitError:
         self.stats.failures += 1

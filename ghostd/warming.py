@@ -230,6 +230,7 @@ class Works:
             )
             await walk.run(tops)
             work.listed = True
+        await self._fetcher.stored()
         if work.kind == "pin":
             await self._writeback.commit()
 

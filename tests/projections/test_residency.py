@@ -85,6 +85,7 @@ async def test_attributes_for_scripts() -> None:
         top = await tools.world.look(b"/r")
         assert xattr(tools, file.ino, RESIDENCY) == b"0/%d" % SIZE
         await tools.world.content(b"/r/d/a b%", 0, 1)
+        await tools.world.projected.fetcher.stored()
         assert xattr(tools, file.ino, RESIDENCY) == b"%d/%d" % (MIB, SIZE)
         assert xattr(tools, file.ino, URL) == b"memory:///d/a%20b%25"
         assert xattr(tools, directory.ino, URL) == b"memory:///d/"
