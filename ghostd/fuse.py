@@ -228,7 +228,7 @@ class Operations(pyfuse3.Operations):
         if not directory.projection:
             return self._timeouts
         attributes_s, names_s = self._timeouts
-        return attributes_s, min(names_s, self._listings.age_left_s(directory))
+        return attributes_s, min(names_s, self._listings.shown_s(directory))
 
     async def _look_into(self, parent: int, name: bytes) -> Inode:
         """The directory, ready for a lookup of `name` in it."""
@@ -258,7 +258,7 @@ class Operations(pyfuse3.Operations):
         except errors.NotFound:
             missing = EntryAttributes()  # inode 0: the kernel remembers that there is nothing
             missing.st_ino = 0
-            missing.entry_timeout = timeouts[1]
+            missing.entry_timeout = min(timeouts[1], self._listings.age_left_s(directory))
             return missing
         if self._remote_files.is_root(inode):
             await self._remote_files.renew_root(inode)

@@ -49,7 +49,7 @@ class ListingOptions:
 class _Flight:
     """One listing on its way, and the inodes that it has shown so far."""
 
-    __slots__ = ("again", "done", "error", "moving", "progress", "seen")
+    __slots__ = ("again", "done", "error", "late", "moving", "progress", "seen")
 
     def __init__(self) -> None:
         self.done = trio.Event()
@@ -57,6 +57,7 @@ class _Flight:
         self.error: OrbitError | None = None
         self.seen = LookupCounts()
         self.moving = False  # entries have come
+        self.late = False  # somebody has waited in vain: nobody else has to
         self.again = False  # something could not be shown yet: the listing is old at once
 
     def advance(self) -> None:
@@ -120,6 +121,18 @@ class Listings:
             return 0.0
         return max(0.0, projection.ttl_s - age_s)
 
+    def shown_s(self, directory: Inode) -> float:
+        """How long the kernel may show a name that is in the directory.
+
+        What has just come in a listing that has not ended is as fresh as it will be; what is old
+        and cannot be renewed is not asked for with every step of a walk.
+        """
+        left_s = self.age_left_s(directory)
+        projection = self._projection_of(directory.projection)
+        if left_s > 0 or projection is None:
+            return left_s
+        return projection.ttl_s if self.under_way(directory.ino) else min(1.0, projection.ttl_s)
+
     def under_way(self, ino: int) -> bool:
         """A first listing of the directory is on its way.
 
@@ -140,10 +153,12 @@ class Listings:
         assert row is not None
         flight = self._start(directory)
         if row.listed_ns and not patient:
-            with trio.move_on_after(self._options.stale_wait_s) as waiting:
-                await flight.done.wait()
-            if waiting.cancelled_caught and not flight.moving:
-                self._silent(directory)
+            if not flight.late:
+                with trio.move_on_after(self._options.stale_wait_s) as waiting:
+                    await flight.done.wait()
+                flight.late = waiting.cancelled_caught
+                if flight.late and not flight.moving:
+                    self._silent(directory)
             return  # a failure is told by `status`; the old listing is shown
         if whole:
             while not flight.done.is_set():
@@ -438,7 +453,8 @@ class Listings:
         directory.nlink += inode.is_dir
         self._tree.touch(directory)
         flight.seen.add(inode.ino)
-        self._invalidate(directory.ino, name)  # the kernel may remember that there was nothing
+        if self._listed(directory.ino):  # else the kernel was never told that there is nothing
+            self._invalidate(directory.ino, name)
 
     def _same(self, inode: Inode, entry: Entry) -> bool:
         if entry.kind is Kind.DIRECTORY:

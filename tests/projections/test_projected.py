@@ -560,3 +560,52 @@ async def test_a_listing_that_is_not_exact_is_pinned_before_the_first_read() -> 
         await settled(world)
         assert await world.content(b"/r/f") == DATA[::-1]
     world.close()
+
+
+@jumping
+async def test_a_silent_remote_is_waited_for_once_and_not_by_each_lookup() -> None:
+    s = Setting()
+    for n in range(50):
+        await s.user.write(b"f%d" % n, Source(b""))
+    world = s.world()
+    async with world.running():
+        await world.project(URL, ttl_s=10.0)
+        root = await world.look(b"/r")
+        listings = world.projected.listings
+        await world.names(b"/r")
+        assert listings.shown_s(root) == 10.0
+        s.clock.now += 10**11
+        whole = world.remotes[URL].list
+
+        async def silent(*_: object) -> None:
+            await trio.sleep_forever()
+
+        world.remotes[URL].list = silent
+        began = trio.current_time()
+        for n in range(50):
+            await world.look(b"/r/f%d" % n)
+        assert trio.current_time() - began < 3.0, "the clock jumps: these are seconds waited"
+        assert listings.shown_s(root) == 1.0
+        world.remotes[URL].list = whole
+    world.close()
+
+
+@jumping
+async def test_the_kernel_keeps_what_a_first_listing_has_shown() -> None:
+    s = Setting()
+    for n in range(1_500):
+        await s.user.write(b"%04d" % n, Source(b""))
+    world = s.world()
+    async with world.running():
+        await world.project(URL, ttl_s=10.0)
+        root = await world.look(b"/r")
+        listings = world.projected.listings
+        assert listings.age_left_s(root) == 0.0, "nothing is known: a missing name is asked for"
+        await listings.fresh(root, whole=False)
+        await listings.more(root)
+        assert listings.under_way(root.ino)
+        assert listings.shown_s(root) == 10.0
+        while await listings.more(root):
+            pass
+        assert not [ino for ino, _ in world.invalidated if ino == root.ino]
+    world.close()
