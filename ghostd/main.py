@@ -58,6 +58,7 @@ _PR_SET_IO_FLUSHER = 57
 
 _TICK_S = 0.25
 _STATUS_S = 10.0
+_GRACE_S = 2.0  # for requests under way when a mount in use is stopped
 
 
 class StateMissing(OrbitError):
@@ -366,7 +367,7 @@ class Daemon:
                 )
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._watch_signals, serving.cancel_scope)
-                serving.start_soon(self._stop_when_wanted)
+                serving.start_soon(self._stop_when_wanted, serving.cancel_scope)
                 await pyfuse3.main(max_tasks=self._config.mount.requests_max)
                 serving.cancel_scope.cancel()
             self._notifier.stopping()
@@ -435,8 +436,11 @@ class Daemon:
                     return
                 self._stop_wanted.set()
 
-    async def _stop_when_wanted(self) -> None:
-        """Take in what the kernel holds, then unmount: that ends the FUSE loop."""
+    async def _stop_when_wanted(self, scope: trio.CancelScope) -> None:
+        """Take in what the kernel holds, then unmount: that ends the FUSE loop.
+
+        A mount in use is detached, and requests that wait for a remote are given up.
+        """
         await self._stop_wanted.wait()
         log.info("stopping")
         self._control.state = DaemonState.STOPPING
@@ -450,6 +454,8 @@ class Daemon:
         log.warning("the mount is in use; it is detached, and open files see errors")
         await trio.to_thread.run_sync(lambda: unmount(self._mount, lazy=True))
         pyfuse3.terminate()
+        await trio.sleep(_GRACE_S)  # the loop waits for every request that it has taken
+        scope.cancel()
 
     async def _unmount(self) -> None:
         """Take away what is left of our own mount, after an error; never somebody else's."""
