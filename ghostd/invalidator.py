@@ -1,8 +1,15 @@
-"""Tells the kernel that names lead elsewhere now: from a thread, never inside a request."""
+"""Tells the kernel that names lead elsewhere now: from a thread, never inside a request.
+
+The kernel lets the thread wait, uninterruptibly, for a lookup in the directory. A lookup that in
+turn waits for a remote must not be what it waits for: the daemon could not be killed, and who tried
+would be left with a mount that never answers. So names of a directory that is being listed wait
+until the listing has ended, and with it those who wait for it.
+"""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pyfuse3
 import structlog
@@ -11,6 +18,7 @@ import trio
 log = structlog.get_logger(__name__)
 
 _PENDING_MAX = 10_000  # beyond, names are found out when the kernel asks again
+_HELD_S = 0.1  # between two looks at directories that are being listed
 
 
 class Invalidator:
@@ -26,13 +34,20 @@ class Invalidator:
             self._pending[directory, name] = None
             self._wanted.set()
 
-    async def run(self) -> None:
-        """Tell the kernel, until cancelled."""
+    async def run(self, listing: Callable[[int], bool]) -> None:
+        """Tell the kernel, until cancelled; `listing`: somebody may wait for this directory."""
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
             pending, self._pending = self._pending, {}
-            await trio.to_thread.run_sync(_tell, list(pending), abandon_on_cancel=True)
+            held = {place: None for place in pending if listing(place[0])}
+            free = [place for place in pending if place not in held]
+            if free:
+                await trio.to_thread.run_sync(_tell, free, abandon_on_cancel=True)
+            if held:
+                self._pending = held | self._pending
+                self._wanted.set()
+                await trio.sleep(_HELD_S)
 
 
 def _tell(names: list[tuple[int, bytes]]) -> None:

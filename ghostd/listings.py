@@ -140,6 +140,10 @@ class Listings:
         """
         return ino in self._flights and not self._listed(ino)
 
+    def awaited(self, ino: int) -> bool:
+        """The directory is being listed: requests may wait for it."""
+        return ino in self._flights
+
     async def fresh(self, directory: Inode, *, whole: bool = True, patient: bool = False) -> None:
         """Return when the directory may be looked into.
 

@@ -347,7 +347,7 @@ class Daemon:
             await nursery.start(self._reader.run)
             await nursery.start(self._projected.run)
             await nursery.start(self._works.run)
-            nursery.start_soon(self._invalidator.run)
+            nursery.start_soon(self._invalidator.run, self._projected.listings.awaited)
             nursery.start_soon(keep_cache, self._store, self._threads)
             nursery.start_soon(
                 reconcile,
