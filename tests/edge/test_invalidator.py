@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 import pytest
 import trio
@@ -12,34 +11,28 @@ from ghostd import invalidator
 from ghostd.invalidator import Invalidator
 
 
-async def until(done: Callable[[], bool]) -> None:
-    with trio.fail_after(30):
-        while not done():
-            await trio.sleep(0.005)
-
-
 async def test_names_of_a_directory_that_is_being_listed_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[tuple[int, bytes]] = []
+    send, told = trio.open_memory_channel[tuple[int, bytes]](10)
     listing = {7}
 
     def tell(directory: int, name: bytes) -> None:
-        told.append((directory, name))
+        trio.from_thread.run_sync(send.send_nowait, (directory, name))
         if name == b"unknown":
             raise OSError(errno.ENOENT, "the kernel does not know it")
 
     monkeypatch.setattr(invalidator.pyfuse3, "invalidate_entry", tell)
     names = Invalidator()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(names.run, listing.__contains__)
-        for place in ((7, b"held"), (8, b"free"), (8, b"free"), (8, b"unknown"), (7, b"held")):
-            names.name(*place)
-        await until(lambda: len(told) == 2)
-        names.name(9, b"later")
-        await until(lambda: len(told) == 3)
-        assert told == [(8, b"free"), (8, b"unknown"), (9, b"later")]
-        listing.clear()
-        await until(lambda: len(told) == 4)
-        assert told[3:] == [(7, b"held")]
-        nursery.cancel_scope.cancel()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(names.run, listing.__contains__)
+            for place in ((7, b"held"), (8, b"free"), (8, b"free"), (8, b"unknown"), (7, b"held")):
+                names.name(*place)
+            assert [await told.receive() for _ in range(2)] == [(8, b"free"), (8, b"unknown")]
+            names.name(9, b"later")
+            assert await told.receive() == (9, b"later")
+            listing.clear()
+            assert await told.receive() == (7, b"held")
+            nursery.cancel_scope.cancel()
+    assert told.statistics().current_buffer_used == 0
