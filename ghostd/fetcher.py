@@ -116,6 +116,7 @@ class Fetcher:
         self._directory_policy = DirectoryPolicy()
         self._directories: OrderedDict[tuple[int, bytes], DirectoryPattern] = OrderedDict()
         self._flights: dict[tuple[int, int], _Flight] = {}
+        self._counts: dict[int, int] = {}  # version → its flights
         self._pinning: dict[int, _Pinning] = {}
         self._storing = trio.Semaphore(_STORING_MAX)
         self._stored = trio.lowlevel.ParkingLot()
@@ -147,7 +148,7 @@ class Fetcher:
 
         Raises RemoteError, RemoteVersionGone.
         """
-        self._drop_older(projection, version, row)
+        self._drop_older(version, row)
         flights = {number: self._wanted(version, number) for number in numbers}
         for flight in flights.values():
             flight.waiters += 1
@@ -178,7 +179,7 @@ class Fetcher:
         priority: Priority = Priority.READ_AHEAD,
     ) -> int:
         """Fetch blocks that somebody will come for; how many of them were queued or under way."""
-        self._drop_older(projection, version, row)
+        self._drop_older(version, row)
         wanted = []
         for number in numbers:
             if self._rows.block(version, number) is None:
@@ -195,7 +196,18 @@ class Fetcher:
         flight = self._flights.get((version, number))
         if flight is None:
             flight = self._flights[version, number] = _Flight()
+            self._counts[version] = self._counts.get(version, 0) + 1
         return flight
+
+    def _remove(self, version: int, number: int) -> _Flight:
+        """The flight is under way no more, or to be asked for anew."""
+        left = self._counts[version] - 1
+        if left:
+            self._counts[version] = left
+        else:
+            del self._counts[version]
+            self._sources.pop(version, None)
+        return self._flights.pop((version, number))
 
     def _offer(
         self,
@@ -216,7 +228,7 @@ class Fetcher:
             projection.row.block_bytes,
         )
         for number in refused:
-            self._flights.pop((version, number)).landed.set()
+            self._remove(version, number).landed.set()
         self._pump()
         return len(refused)
 
@@ -231,13 +243,13 @@ class Fetcher:
             elif flight.request.unwanted:
                 self._cancel(flight.request)
         for number in self._plan.withdraw(projection.row.id, version, unwanted):
-            del self._flights[version, number]
+            self._remove(version, number)
 
     def _cancel(self, running: _Running) -> None:
         """Who comes from now on asks anew."""
         for key, flight in running.flights.items():
             if self._flights.get(key) is flight:
-                del self._flights[key]
+                self._remove(*key)
         running.scope.cancel()
 
     def forget(self, projection: Projection) -> None:
@@ -252,16 +264,15 @@ class Fetcher:
             if flight.request is not None:
                 self._cancel(flight.request)
             elif self._plan.withdraw(self._sources[version][0].row.id, version, [number]):
-                del self._flights[version, number]
+                self._remove(version, number)
                 flight.error = _gone()
                 flight.landed.set()
 
-    def _drop_older(self, projection: Projection, version: int, row: VersionRow) -> None:
+    def _drop_older(self, version: int, row: VersionRow) -> None:
         """A projected file keeps its inode, and with it the id, when it gets a new version."""
         source = self._sources.get(version)
         if source is not None and not _same_version(source[1], row):
             self._drop({version})
-            self._sources[version] = (projection, row)
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -299,10 +310,8 @@ class Fetcher:
                 flight.block = blocks[index] if blocks else None
                 flight.error = error
                 if self._flights.get(key) is flight:
-                    del self._flights[key]
+                    self._remove(*key)
                 flight.landed.set()
-            if not any(key[0] == request.version for key in self._flights):
-                self._sources.pop(request.version, None)
             self._pump()
 
     async def _read(
