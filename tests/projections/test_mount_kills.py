@@ -1,4 +1,4 @@
-"""kill -9 of the daemon in the middle of fetching and evicting; then everything is as the source."""
+"""kill -9 of the daemon in the middle of fetching and evicting; then all is as the source has it."""
 
 from __future__ import annotations
 
