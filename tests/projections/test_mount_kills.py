@@ -1,4 +1,4 @@
-"""kill -9 of the daemon in the middle of fetching and evicting; then all is as the source has it."""
+"""kill -9 of the daemon while it fetches and evicts; then all is as the source has it."""
 
 from __future__ import annotations
 
