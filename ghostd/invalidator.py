@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 _PENDING_MAX = 10_000  # beyond, names are found out when the kernel asks again
 _HELD_S = 0.1  # between two looks at directories that are being listed
+_TOLD_S = 5.0  # who waits until the kernel has been told waits no longer than this
 
 
 class Invalidator:
@@ -26,7 +27,9 @@ class Invalidator:
 
     def __init__(self) -> None:
         self._pending: dict[tuple[int, bytes], None] = {}
+        self._telling = False
         self._wanted = trio.Event()
+        self._rounds = trio.lowlevel.ParkingLot()  # those who wait for the end of one
 
     def name(self, directory: int, name: bytes) -> None:
         """`name` in the directory leads elsewhere, or nowhere, or somewhere now."""
@@ -43,11 +46,23 @@ class Invalidator:
             held = {place: None for place in pending if listing(place[0])}
             free = [place for place in pending if place not in held]
             if free:
+                self._telling = True
                 await trio.to_thread.run_sync(_tell, free, abandon_on_cancel=True)
+                self._telling = False
+            self._pending = held | self._pending
+            self._rounds.unpark_all()
             if held:
-                self._pending = held | self._pending
                 self._wanted.set()
                 await trio.sleep(_HELD_S)
+
+    async def told(self) -> None:
+        """Return when the kernel knows of every name so far, or has had its time.
+
+        For calls after which everybody should see what they have done.
+        """
+        with trio.move_on_after(_TOLD_S):
+            while self._pending or self._telling:
+                await self._rounds.park()
 
 
 def _tell(names: list[tuple[int, bytes]]) -> None:

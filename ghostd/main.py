@@ -315,7 +315,11 @@ class Daemon:
             waste_max=config.store.collect_waste_max,
             stop=self._stop_wanted.set,
             projections=ProjectionControl(
-                projected, writeback, self._works, self._invalidator.name
+                projected,
+                writeback,
+                self._works,
+                self._invalidator.name,
+                self._invalidator.told,
             ),
         )
         self._api = ApiServer(self._control, self._socket)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
 import trio
 
@@ -43,6 +43,8 @@ from ghostd.writeback import Writeback
 from orbit_paths import path_to_text, text_to_path
 from syncer.remotes.errors import RemoteError
 
+T = TypeVar("T")
+
 _QUESTION_S: Final = 5.0  # for what the loop answers from memory
 EXPIRED_NS: Final = 1  # `listed_ns` of a directory that was told to be listed again
 _CURES: Final = {
@@ -61,7 +63,10 @@ class ProjectionControl:
         writeback: Writeback,
         works: Works,
         invalidate: Callable[[int, bytes], None],
+        told: Callable[[], Awaitable[None]],
     ) -> None:
+        """`told` returns when the kernel shows what has been done to names."""
+        self._told = told
         self._loop = InLoop()
         self._projected = projected
         self._writeback = writeback
@@ -202,13 +207,16 @@ class ProjectionControl:
         async def detach() -> ProjectionInfo:
             where = text_to_path(path)
             projection = await self._projected.projections.unproject(where, force=force)
+            await self._told()
             return self._info(projection, where)
 
         return self._loop.wait(detach)
 
     def refresh(self, path: str, *, recursive: bool) -> Refreshed:
         """See ProjectionCalls."""
-        return self._loop.wait(lambda: self._refresh(text_to_path(path), recursive=recursive))
+        return self._loop.wait(
+            lambda: self._then_told(self._refresh(text_to_path(path), recursive=recursive))
+        )
 
     async def _refresh(self, path: bytes, *, recursive: bool) -> Refreshed:
         began = time.monotonic()
@@ -292,7 +300,12 @@ class ProjectionControl:
 
     def revert(self, path: str) -> Reverted:
         """See ProjectionCalls."""
-        return self._loop.wait(lambda: self._reverter.revert(text_to_path(path)))
+        return self._loop.wait(lambda: self._then_told(self._reverter.revert(text_to_path(path))))
+
+    async def _then_told(self, work: Awaitable[T]) -> T:
+        done = await work
+        await self._told()
+        return done
 
 
 class NothingRemote(OrbitError):

@@ -36,3 +36,34 @@ async def test_names_of_a_directory_that_is_being_listed_wait(
             assert await told.receive() == (7, b"held")
             nursery.cancel_scope.cancel()
     assert told.statistics().current_buffer_used == 0
+
+
+async def test_who_waits_until_the_kernel_has_been_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bytes] = []
+    listing = {7}
+
+    def tell(_: int, name: bytes) -> None:
+        told.append(name)
+        trio.from_thread.run(trio.lowlevel.checkpoint)
+
+    monkeypatch.setattr(invalidator.pyfuse3, "invalidate_entry", tell)
+    names = Invalidator()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(names.run, listing.__contains__)
+            await names.told()
+            names.name(8, b"a")
+            names.name(8, b"b")
+            await names.told()
+            assert told == [b"a", b"b"]
+            names.name(7, b"held")
+            names.name(8, b"c")
+            nursery.start_soon(_clear, listing)
+            await names.told()
+            assert sorted(told) == [b"a", b"b", b"c", b"held"]
+            nursery.cancel_scope.cancel()
+
+
+async def _clear(listing: set[int]) -> None:
+    await trio.lowlevel.checkpoint()
+    listing.clear()

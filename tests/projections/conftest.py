@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.mount.conftest import new_daemon, watch, workplace
+from tests.mount.conftest import machine, new_daemon, watch, workplace
 from tests.projections.mounts import Bucket, Folder, Projector, Site
 from tests.servers.openssh import OpenSsh, openssh
 from tests.servers.proxy import Proxy
 from tests.servers.seaweedfs import SeaweedFs, seaweedfs
 
-__all__ = ["new_daemon", "watch", "workplace"]
+__all__ = ["machine", "new_daemon", "watch", "workplace"]
 
 
 @pytest.fixture(scope="session")

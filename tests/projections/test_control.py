@@ -48,7 +48,11 @@ class Running:
                 works = Tools(world).works
                 await nursery.start(works.run)
                 self.control = ProjectionControl(
-                    world.projected, world.writeback, works, lambda *_: None
+                    world.projected,
+                    world.writeback,
+                    works,
+                    lambda *_: None,
+                    trio.lowlevel.checkpoint,
                 )
                 self._ready.set()
                 await self._stop.wait()
@@ -134,7 +138,11 @@ def test_the_place_of_a_single_file_is_known_also_after_a_move(running: Running)
     again = ProjectionControl  # as after a restart: nothing is remembered
     fresh = running.do(
         lambda: again(
-            running.world.projected, running.world.writeback, control._works, lambda *_: None
+            running.world.projected,
+            running.world.writeback,
+            control._works,
+            lambda *_: None,
+            trio.lowlevel.checkpoint,
         )
     )
     assert fresh.projections().projections[0].path == "/moved/file"
