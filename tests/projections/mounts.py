@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
+import pytest
+
 from tests.mount.harness import Daemon
 from tests.servers.openssh import OpenSsh
 from tests.servers.proxy import Proxy
@@ -249,6 +251,14 @@ class Projector:
     def call(self, name: str, limit_s: float = 120.0, **arguments: object) -> dict:
         """A call of the control API."""
         return self.daemon.client.post(f"/v1/{name}", arguments, limit_s)
+
+
+def on(kind: str) -> pytest.MarkDecorator:
+    """The test runs on this kind of site; on the other one as a part of the soak."""
+    other = {"sftp": "s3", "s3": "sftp"}[kind]
+    return pytest.mark.parametrize(
+        "site", [kind, pytest.param(other, marks=pytest.mark.soak)], indirect=True
+    )
 
 
 def until(happened: Callable[[], object], why: str, limit_s: float = EVENT_LIMIT_S) -> None:

@@ -9,7 +9,7 @@ import subprocess
 
 from tests.mount.harness import run
 from tests.mount.manifest import manifest
-from tests.projections.mounts import MIB, content, some_files, whole_tree
+from tests.projections.mounts import MIB, content, on, some_files, whole_tree
 
 GIT = {
     "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@example.org", "GIT_AUTHOR_DATE": "@1 +0000",
@@ -83,6 +83,7 @@ def test_git_in_a_projected_repository(folder, projector):
     far.stop()
 
 
+@on("s3")
 def test_tar_and_rsync_of_a_projected_tree(site, projector, machine):
     files = some_files(60, seed=3)
     site.fill(files)
@@ -119,6 +120,7 @@ def test_tar_and_rsync_of_a_projected_tree(site, projector, machine):
     far.stop()
 
 
+@on("sftp")
 def test_sqlite_in_a_projected_database(site, projector, machine):
     """Its pages are mixed from the remote's blocks and from what was written here."""
     path = machine / "data.db"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.projections.mounts import MIB, READER, content, readers, truth_of, until, whole_tree
+from tests.projections.mounts import MIB, READER, content, on, readers, truth_of, until, whole_tree
 
 SMALL_CACHE = """
 [remotes]
@@ -51,6 +51,7 @@ def compare(far, files, truth) -> None:
     far.daemon.check_clean(data=True)
 
 
+@on("s3")
 def test_killed_while_fetching(site, projector, tmp_path):
     site.fill(MIXED)
     truth = truth_of(MIXED, tmp_path / "truth")
@@ -65,6 +66,7 @@ def test_killed_while_fetching(site, projector, tmp_path):
     far.stop()
 
 
+@on("sftp")
 def test_killed_while_evicting(site, projector, tmp_path):
     """The cache holds less than the tree: the hand goes round while readers fetch."""
     site.fill(MIXED)
@@ -101,6 +103,7 @@ def test_killed_while_evicting_again_and_again(site, projector, tmp_path, seed):
     far.stop()
 
 
+@on("s3")
 def test_what_was_here_and_committed_is_not_fetched_again_after_a_kill(site, projector, tmp_path):
     site.fill(MIXED)
     truth = truth_of(MIXED, tmp_path / "truth")
@@ -119,6 +122,7 @@ def test_what_was_here_and_committed_is_not_fetched_again_after_a_kill(site, pro
     far.stop()
 
 
+@on("sftp")
 def test_killed_while_a_tree_is_listed(site, projector):
     """What is shown afterwards is the whole listing, or it is asked for again."""
     files = {f"d{n % 7}/{n:05}": b"" for n in range(2_100)}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.projections.mounts import IMPATIENT, MIB, content, orbit_ctl, until, within
+from tests.projections.mounts import IMPATIENT, MIB, content, on, orbit_ctl, until, within
 
 # Small caches, so that they are full after the warm-up.
 SMALL = (
@@ -170,9 +170,10 @@ def live(far, site, *, seed: int, warm_up: int, rounds: int) -> None:
     far.stop()
 
 
+@on("sftp")
 def test_a_few_minutes(site, projector):
     far = projector(site, mode="cow", config=SMALL, block_size="128 KiB")
-    live(far, site, seed=1, warm_up=150, rounds=350)
+    live(far, site, seed=1, warm_up=150, rounds=250)
 
 
 @pytest.mark.soak

@@ -13,7 +13,7 @@ import pytest
 
 from cli.client import CallFailed
 from tests.mount.harness import abort_connection, is_mounted
-from tests.projections.mounts import EVENT_LIMIT_S, MIB, content, orbit_ctl, until, within
+from tests.projections.mounts import EVENT_LIMIT_S, MIB, content, on, orbit_ctl, until, within
 from tests.servers.proxy import Cut, How
 
 # Patience of minutes: what ends sooner was ended.
@@ -86,7 +86,9 @@ def hanging(far):
     )
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "orbit-ctl stop"])
+@pytest.mark.parametrize(
+    ("site", "how"), [("sftp", "SIGTERM"), ("s3", "orbit-ctl stop")], indirect=["site"]
+)
 def test_a_daemon_stops_while_requests_hang(site, projector, how):
     files = fill(site)
     far = projector(site, config=STUBBORN)
@@ -111,6 +113,7 @@ def test_a_daemon_stops_while_requests_hang(site, projector, how):
     far.stop()
 
 
+@on("s3")
 def test_an_unmount_ends_the_daemon_though_the_remote_is_silent(site, projector):
     fill(site)
     far = projector(site, config=STUBBORN)
@@ -122,6 +125,7 @@ def test_an_unmount_ends_the_daemon_though_the_remote_is_silent(site, projector)
         assert far.daemon.wait() == 0, far.daemon.news()
 
 
+@on("sftp")
 def test_a_killed_daemon_ends_though_requests_hang(site, projector):
     fill(site)
     far = projector(site, config=STUBBORN)
