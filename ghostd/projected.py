@@ -98,6 +98,7 @@ class Projected:
             self.projections.get,
             now_ns=now_ns,
             deadline_s=options.listing.deadline_s,
+            stale_wait_s=options.listing.stale_wait_s,
         )
         self._nursery: trio.Nursery | None = None
 

@@ -17,6 +17,7 @@ from syncer.remotes.remote import Entry, Kind
 
 _METADATA_MAX: Final = 1_024  # files whose metadata is remembered
 _PREFIX: Final = b"user."
+_AGAIN_S: Final = 5.0  # after a failure the old version is shown unasked for so long
 
 
 class RemoteFiles:
@@ -29,20 +30,23 @@ class RemoteFiles:
         *,
         now_ns: Callable[[], int],
         deadline_s: float,
+        stale_wait_s: float,
     ) -> None:
+        """`stale_wait_s`: for a remote that is only asked whether what is known still holds."""
         self._tree = tree
         self._projection_of = projection_of
         self._now_ns = now_ns
         self._deadline_s = deadline_s
+        self._stale_wait_s = stale_wait_s
         self._metadata: OrderedDict[int, Mapping[bytes, bytes]] = OrderedDict()
         self._seen_ns: dict[int, int] = {}  # file root → when it was looked at
+        self._failed_ns: dict[int, int] = {}  # file root → when that failed last
 
-    async def _stat(self, projection: Projection, key: bytes) -> Entry:
-        with trio.move_on_after(self._deadline_s):
+    @staticmethod
+    async def _stat(projection: Projection, key: bytes, limit_s: float) -> Entry:
+        with trio.move_on_after(limit_s):
             return await projection.remote.stat(key)
-        raise Unreachable(
-            f"{projection.url} has not answered for {self._deadline_s:g} s; try again"
-        )
+        raise Unreachable(f"{projection.url} has not answered for {limit_s:g} s; try again")
 
     # --- metadata ------------------------------------------------------------------------------
 
@@ -75,7 +79,7 @@ class RemoteFiles:
         row = self._tree.remote.versions.get(inode.base)
         if projection is None or row is None or not projection.remote.capabilities.metadata:
             return {}
-        entry = await self._stat(projection, row.key)
+        entry = await self._stat(projection, row.key, self._deadline_s)
         found = {}
         if entry.version == row.version:
             found = {
@@ -98,6 +102,8 @@ class RemoteFiles:
         projection = self._projection_of(inode.projection)
         if projection is None:
             return 0.0
+        if 0 <= self._now_ns() - self._failed_ns.get(inode.ino, 0) < _AGAIN_S * 1e9:
+            return min(1.0, projection.ttl_s)
         age_s = (self._now_ns() - self._seen_ns.get(inode.ino, 0)) / 1e9
         return max(0.0, projection.ttl_s - age_s) if age_s >= 0 else 0.0
 
@@ -113,15 +119,21 @@ class RemoteFiles:
         row = self._tree.remote.versions.get(inode.base)
         if projection is None or row is None:
             return False
+        inode.opens += 1  # it stays in memory meanwhile
         try:
-            entry = await self._stat(projection, row.key)
+            entry = await self._stat(projection, row.key, self._stale_wait_s)
         except RemoteError as error:
             projection.failed(error, stale=True)
+            self._failed_ns[inode.ino] = self._now_ns()
             return False
+        finally:
+            inode.opens -= 1
+            self._tree.reap(inode)
         projection.succeeded()
+        self._failed_ns.pop(inode.ino, None)
         self._seen_ns[inode.ino] = self._now_ns()
         same = entry.kind is not Kind.FILE or entry.version == row.version
-        if same or inode.opens or inode.flags:
+        if same or inode.opens or inode.flags or inode.dead:
             return False
         self._replace(inode, row, entry, projection)
         return True

@@ -49,7 +49,7 @@ FAULTS = {
     "narrow": {"bytes_per_s": 8e6, "delay_s": 0.005},
     "resets": {"cut": Cut(How.RESET, 1_300_000)},
     "truncation": {"cut": Cut(How.CLOSE, 1_300_000)},
-    "stalls": {"cut": Cut(How.STALL, 9_000_000)},
+    "stalls": {"cut": Cut(How.STALL, 4_000_000)},
 }
 
 
@@ -73,6 +73,8 @@ def test_what_is_read_over_a_bad_link_is_right_or_an_error(site, projector, tmp_
     assert not wrong
     if fault in {"latency", "narrow"}:
         assert not errors
+    else:
+        assert site.proxy.counts.cuts
     site.proxy.heal()
     until(lambda: not far.daemon.status()["remotes"] or os.listdir(far.far), "no recovery")
     until(lambda: _all_there(far, files), "the tree did not come back")
@@ -141,6 +143,9 @@ def test_nothing_hangs_while_the_remote_is_a_black_hole(site, projector, tmp_pat
     assert sorted(os.listdir(known)) == ["f0", "f1", "f2", "sub"]
     assert (known / "f0").read_bytes() == files["known/f0"]
     (mount / "local").write_bytes(b"here")
+    one = f"{site.url.rstrip('/')}/known/sub/f"
+    far.call("project", url=one, path="/one", ttl_s=0.1)
+    assert (mount / "one").read_bytes() == b"deeper"
     kept = tmp_path / "kept"
     kept.write_bytes(files["known/f0"])
     with site.black_hole():
@@ -157,6 +162,7 @@ def test_nothing_hangs_while_the_remote_is_a_black_hole(site, projector, tmp_pat
         more = f"echo more >> {mount}/local && sync {mount}/local"
         assert within(ANSWER_LIMIT_S, "sh", "-c", more)[0] == 0
         assert within(ANSWER_LIMIT_S, "ls", "-l", mount)[0] == 0
+        assert within(ANSWER_LIMIT_S, "cat", mount / "one") == (0, "deeper")
         code, said = within(ANSWER_LIMIT_S, *orbit_ctl(far, "status"))
         assert code == 0, said
         assert site.url.rstrip("/") in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import trio
 
 from syncer.remotes.errors import Unreachable
 from syncer.remotes.memory import MemoryRemote
@@ -35,11 +36,34 @@ async def test_a_projection_of_one_file_shows_its_new_version_when_nobody_has_it
         assert not await files.renew_root(inode)
         assert inode.size == len(DATA)
         s.fail = None
+        assert not await files.renew_root(inode), "not asked again at once"
+        s.clock.now += 10**10
         assert await files.renew_root(inode)
         assert await world.content(b"/r") == b"another"
         assert not await files.renew_root(inode), "within the TTL"
         await settled(world)
         await world.check()
+    world.close()
+
+
+@jumping
+async def test_a_silent_remote_of_one_file_is_waited_for_once() -> None:
+    s = Setting()
+    await s.put(b"one", DATA)
+    world = s.world()
+    remote = _OneFile(MemoryRemote(s.server))
+    world.remotes[URL] = remote  # type: ignore[assignment]
+    async with world.running():
+        projection = await world.project(URL, ttl_s=5.0)
+        inode = await world.look(b"/r")
+        remote.silent = True
+        s.clock.now += 10**10
+        began = trio.current_time()
+        for _ in range(3):
+            assert not await world.projected.files.renew_root(inode)
+        assert trio.current_time() - began == 2.0
+        assert projection.stale
+        assert "has not answered" in projection.error
     world.close()
 
 
@@ -50,9 +74,12 @@ class _OneFile:
         self._remote = remote
         self.url = URL
         self.capabilities = remote.capabilities
+        self.silent = False
 
     async def stat(self, key: bytes):
         assert not key
+        if self.silent:
+            await trio.sleep_forever()
         return replace(await self._remote.stat(b"one"), key=b"")
 
     async def read(self, key: bytes, *args):
