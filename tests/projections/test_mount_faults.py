@@ -172,7 +172,10 @@ def test_nothing_hangs_while_the_remote_is_a_black_hole(site, projector, tmp_pat
         assert within(ANSWER_LIMIT_S, *orbit_ctl(far, "projections"))[0] == 0
     until(lambda: _all_there(far, files), "the tree did not come back")
     until(lambda: _state(far) == "ok", "the state is not ok again")
-    assert far.daemon.status()["remotes"] == []
+    until(
+        lambda: (mount / "one").read_bytes() and far.daemon.status()["remotes"] == [],
+        "the projected file is not well again",
+    )
     assert (mount / "local").read_bytes() == b"heremore\n"
     far.daemon.check_clean(data=True)
     far.stop()
