@@ -23,7 +23,7 @@ import trio
 from blockstore.errors import OrbitError
 from blockstore.ids import ChunkId
 from blockstore.options import FetchedOptions
-from ghostd.errors import StaleHandle
+from ghostd.errors import RemoteVersionGone, StaleHandle
 from ghostd.evicting import Evictor
 from ghostd.filesystem import RENAME_EXCHANGE, AttributeChanges
 from ghostd.inodes import FLAG_LOCAL, Inode
@@ -497,7 +497,7 @@ class History:
                 f"inode {handle.ino} at {offset}+{length}: {_difference(found, wanted, offset)}"
             )
             self.done["reads"] += 1
-        except OrbitError:
+        except (RemoteError, RemoteVersionGone):  # and nothing else
             self.done["refused"] += 1
         finally:
             fs.release(handle.ino)
