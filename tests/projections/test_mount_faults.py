@@ -49,7 +49,7 @@ FAULTS = {
     "narrow": {"bytes_per_s": 8e6, "delay_s": 0.005},
     "resets": {"cut": Cut(How.RESET, 1_300_000)},
     "truncation": {"cut": Cut(How.CLOSE, 1_300_000)},
-    "stalls": {"cut": Cut(How.STALL, 4_000_000)},
+    "stalls": {"cut": Cut(How.STALL, 1_300_000, times=3)},
 }
 
 
