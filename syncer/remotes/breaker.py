@@ -25,6 +25,11 @@ T = TypeVar("T")
 class NotTried(Unreachable):
     """The host has failed too often lately, so nothing was sent."""
 
+    def __init__(self, message: str, retry_in_s: float | None = None) -> None:
+        """`retry_in_s`: when the next call may go; None: while a probe is under way."""
+        super().__init__(message)
+        self.retry_in_s = retry_in_s
+
 
 class State(enum.Enum):
     """Of a circuit."""
@@ -129,13 +134,15 @@ class Breaker:
         circuit = self.circuit
         if admits(circuit, now):
             return
-        if circuit.state is State.HALF_OPEN:
+        retry_in_s = None if circuit.state is State.HALF_OPEN else circuit.until - now
+        if retry_in_s is None:
             then = "a probe is under way"
         else:
-            then = f"the next try is in {circuit.until - now:.1f} s"
+            then = f"the next try is in {retry_in_s:.1f} s"
         raise NotTried(
             f"{url}: failing since {now - circuit.since:.0f} s ago, so not asked; {then}; "
-            f"the last failure: {self.last_failure}"
+            f"the last failure: {self.last_failure}",
+            retry_in_s,
         )
 
     def admit(self, url: str) -> Ticket:

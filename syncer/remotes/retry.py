@@ -38,6 +38,7 @@ T = TypeVar("T")
 # What had been done after all, as a tuple of one, or None: nothing.
 Happened = Callable[[], Awaitable[tuple[T] | None]]
 
+_AFTER_BREAKER_S = 0.01
 _COMPARE_BYTES = 4 << 20  # read back at a time
 
 
@@ -61,12 +62,19 @@ def next_wait_s(
 ) -> float | None:
     """How long to wait before the next attempt, or None: give up.
 
-    `attempt` have failed, `garbled` of them by Garbled, `left_s` is what remains of the deadline.
+    `attempt` were sent and failed, `garbled` of them by Garbled, `left_s` is what remains of the
+    deadline.
     """
     if not isinstance(error, TRANSIENT):
         return None
-    if isinstance(error, NotTried) and attempt == 1:
-        return None  # who comes while the host is left alone is told at once; others wait it out
+    if isinstance(error, NotTried):
+        if not attempt:
+            return None  # who comes while the host is left alone is told at once
+        wait_s = error.retry_in_s
+        if wait_s is None:
+            wait_s = backoff_s(attempt, jitter, policy)
+        wait_s += _AFTER_BREAKER_S
+        return wait_s if wait_s < left_s else None
     if attempt >= policy.attempts_max:
         return None
     if isinstance(error, Garbled) and garbled >= policy.garbled_max:
@@ -160,7 +168,7 @@ class Retrying(Wrapper):
     def _next_wait_s(self, failures: list[RemoteError], give_up_at: float) -> float | None:
         return next_wait_s(
             failures[-1],
-            len(failures),
+            sum(not isinstance(error, NotTried) for error in failures),
             sum(isinstance(error, Garbled) for error in failures),
             give_up_at - trio.current_time(),
             self._jitter(),

@@ -25,7 +25,7 @@ from syncer.remotes.machinery import Machinery
 from syncer.remotes.remote import Attributes, Remote
 
 CONNECT_TIMEOUT_S = 2.0
-READ_TIMEOUT_S = 3.0
+READ_TIMEOUT_S = 10.0  # a busy machine may take seconds for what takes milliseconds
 
 FILLED_AT_NS = 1_700_000_000 * 10**9
 

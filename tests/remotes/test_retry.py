@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from syncer.remotes import errors
-from syncer.remotes.breaker import NotTried
+from syncer.remotes.breaker import NotTried, State
 from syncer.remotes.errors import Busy, Exists, Garbled, Missing, RemoteError, Unreachable
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.policy import RemotePolicy
@@ -51,7 +51,7 @@ KINDS = [kind for kind in ERRORS if isinstance(kind, type) and issubclass(kind, 
 
 
 @given(
-    kind=st.sampled_from([*KINDS, NotTried]),
+    kind=st.sampled_from(KINDS),
     retry_after_s=st.none() | st.floats(0, 100),
     attempt=st.integers(1, 20),
     garbled=st.integers(1, 20),
@@ -71,7 +71,6 @@ def test_what_is_tried_again_and_when(
     wait_s = next_wait_s(error, attempt, garbled, left_s, jitter, POLICY)
     least_s = max(backoff_s(attempt, jitter, POLICY), (kind is Busy and retry_after_s) or 0.0)
     hopeless = {
-        NotTried: attempt == 1,
         Garbled: garbled >= POLICY.garbled_max,
         Busy: False,
         Unreachable: False,
@@ -83,6 +82,24 @@ def test_what_is_tried_again_and_when(
     else:
         assert least_s <= wait_s <= least_s * 1.1
         assert wait_s < left_s
+
+
+@given(
+    retry_in_s=st.none() | st.floats(0, 100),
+    attempt=st.integers(0, 20),
+    left_s=st.floats(-1, 100),
+    jitter=JITTER,
+)
+def test_a_pause_of_the_breaker_is_waited_out_by_who_was_sent_before(
+    retry_in_s: float | None, attempt: int, left_s: float, jitter: float
+) -> None:
+    wait_s = next_wait_s(NotTried("x", retry_in_s), attempt, 0, left_s, jitter, POLICY)
+    pause_s = backoff_s(attempt, jitter, POLICY) if retry_in_s is None else retry_in_s
+    if wait_s is None:
+        assert attempt == 0 or pause_s + 0.1 >= left_s
+    else:
+        assert attempt > 0
+        assert pause_s < wait_s < left_s
 
 
 # One remote, one file, scripted failures.
@@ -120,7 +137,8 @@ async def test_a_read_outlives_a_restart_of_the_server(autojump_clock: MockClock
     world.unreliable.down = Unreachable("connection refused")
 
     async def latecomer() -> None:
-        await trio.sleep(13)
+        while world.remote.host.breaker.circuit.state is not State.OPEN:
+            await trio.sleep(0.1)
         began = trio.current_time()
         with pytest.raises(NotTried):
             await world.remote.stat(b"f")
