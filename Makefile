@@ -52,7 +52,7 @@ unmount: $(STAMP) ## stop it: flush, commit, unmount
 	@scripts/unmount "$(MNT)" $(BIN)/orbit-ctl $(if $(SOCKET),--socket "$(SOCKET)")
 
 test: $(TESTED) ## the tests, on real mounts too; ARGS= goes to pytest
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 test-systemd: $(TESTED) ## the units under a real systemd as PID 1 (root)
 	@$(BIN)/pytest -m systemd tests/systemd $(ARGS)

@@ -24,14 +24,15 @@ from syncer.remotes.credentials import Credentials
 from syncer.remotes.machinery import Machinery
 from syncer.remotes.remote import Attributes, Remote
 
-CONNECT_TIMEOUT_S = 2.0
+CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 10.0  # a busy machine may take seconds for what takes milliseconds
+IMPATIENT = {"connect_timeout_s": 1.0, "read_timeout_s": 2.0}  # where silence is waited out
 
 FILLED_AT_NS = 1_700_000_000 * 10**9
 
 
 def machinery(bridge: Bridge, home: Path, **changes: Any) -> Machinery:
-    """What a driver is given in tests: short timeouts, nothing of the user who runs them."""
+    """What a driver is given in tests: nothing of the user who runs them."""
     given: dict[str, Any] = {
         "credentials": Credentials(),
         "connect_timeout_s": CONNECT_TIMEOUT_S,

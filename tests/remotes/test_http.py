@@ -30,7 +30,7 @@ from syncer.remotes.errors import (
 )
 from syncer.remotes.http import open_remote
 from syncer.remotes.remote import ROOT, Kind, Remote, Version
-from tests.remotes.kinds import FILLED_AT_NS, READ_TIMEOUT_S, machinery
+from tests.remotes.kinds import FILLED_AT_NS, IMPATIENT, READ_TIMEOUT_S, machinery
 from tests.remotes.test_conformance import MIB, entries, eventually
 from tests.servers.nginx import PASSWORD, USER, Nginx, nginx
 from tests.servers.proxy import Cut, How, Proxy
@@ -464,7 +464,7 @@ async def test_keys_stay_below_the_url(server: Nginx, opened):
 
 
 async def test_a_frozen_server(server: Nginx, opened, bridge: Bridge):
-    remote = await opened(server.url())
+    remote = await opened(server.url(), **IMPATIENT)
     version = (await remote.stat(b"large")).version
     acts: list[Callable] = [
         lambda: remote.stat(b"f"),

@@ -18,7 +18,7 @@ from syncer.remotes.credentials import Credentials
 from syncer.remotes.errors import BadUrl, Changed, Denied, Unreachable
 from syncer.remotes.remote import ROOT, Kind, Remote
 from syncer.remotes.sftp import open_remote
-from tests.remotes.kinds import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Content, machinery
+from tests.remotes.kinds import CONNECT_TIMEOUT_S, IMPATIENT, READ_TIMEOUT_S, Content, machinery
 from tests.remotes.test_conformance import entries, read_all
 from tests.servers.openssh import OpenSsh, agent, openssh, password_user
 from tests.servers.proxy import Counts, Cut, How, Proxy
@@ -230,7 +230,7 @@ async def test_a_server_that_was_restarted(sshd: OpenSsh, folder: Path, bridge: 
 
 
 async def test_a_frozen_server(sshd: OpenSsh, folder: Path, bridge: Bridge):
-    remote = await opened(sshd, bridge, folder)
+    remote = await opened(sshd, bridge, folder, **IMPATIENT)
     version = (await remote.stat(b"f")).version
     sshd.freeze()
     try:

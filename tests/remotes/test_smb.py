@@ -33,7 +33,7 @@ from syncer.remotes.errors import (
 from syncer.remotes.remote import ROOT, Attributes, Kind, Remote
 from syncer.remotes.smb import open_remote
 from tests.remotes.kind_smb import credentials
-from tests.remotes.kinds import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Content, machinery
+from tests.remotes.kinds import CONNECT_TIMEOUT_S, IMPATIENT, READ_TIMEOUT_S, Content, machinery
 from tests.remotes.test_conformance import MIB, SETTLED_S, entries, eventually
 from tests.servers.processes import listens
 from tests.servers.proxy import Cut, How, Proxy
@@ -258,8 +258,8 @@ async def test_nothing_is_left_when_the_connection_breaks_while_writing(server: 
 
 
 async def test_a_frozen_server(server: Samba, opened):
-    remote = await opened(server.url())
-    fresh = await opened(server.url())
+    remote = await opened(server.url(), **IMPATIENT)
+    fresh = await opened(server.url(), **IMPATIENT)
     version = (await remote.stat(b"large")).version
     acts: list[Callable] = [
         lambda: remote.stat(b"f"),
