@@ -1,0 +1,58 @@
+"""What a plan consists of: values between the planner, `jobs.db` and the transfer."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from syncer.tree import Node
+
+
+class StepKind(enum.IntEnum):
+    """What a step does. In this order where one must come after another."""
+
+    MKDIR = 1  # make the directory, empty of metadata
+    COPY = 2  # the file's bytes and metadata
+    SYMLINK = 3
+    SPECIAL = 4  # a pipe, socket or device
+    LINK = 5  # one more name for a file of this job
+    METADATA = 6  # of what has the right content already
+    DIRECTORY_METADATA = 7  # deepest first, after everything in it
+    TRASH = 8  # move what would be deleted
+    DELETE = 9  # a name, or an empty directory; deepest first
+
+
+class StepState(enum.IntEnum):
+    """How far it is."""
+
+    WAITING = 0
+    RUNNING = 1
+    DONE = 2
+    FAILED = 3
+    SKIPPED = 4  # it was not needed any more
+
+
+class Step(NamedTuple):
+    """One thing to do. Paths are relative to the roots of the job's trees."""
+
+    kind: StepKind
+    path: bytes  # at the destination
+    reason: str = ""  # why, for people: "new", "size differs", …
+    rank: int = 0  # of the semantic class; lower first
+    size: int = 0  # bytes to be moved at most
+    source_path: bytes = b""  # where it comes from; the file that LINK names at the destination
+    node: Node | None = None  # as the source has it
+    old: Node | None = None  # what may be replaced or deleted; None: nothing is there
+
+
+class StepResult(NamedTuple):
+    """What became of a step."""
+
+    number: int  # of its row
+    state: StepState
+    bytes_moved: int = 0  # over the wire, or written
+    bytes_saved: int = 0  # cloned, deduplicated, found there already
+    error: str = ""  # for people
+    transient: bool = False  # worth another attempt
+    checksum: str = ""  # algorithm:hex of what was read, where it was computed
+    seconds: float = 0.0
