@@ -1,11 +1,15 @@
 """The daemon's API with a double behind it, for orbit-ctl to call."""
 
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from tests.api.conftest import control, server, socket_path  # noqa: F401  fixtures
+
+# A shell starts what runs in its background without SIGINT, and programs pass that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
