@@ -492,6 +492,7 @@ class Filesystem:
             unstored = content.unstored
             inode.allocated = content.truncate(size, inode.allocated)
             inode.base_end = min(inode.base_end, size)
+            inode.base_holes = min(inode.base_holes, inode.base_end)
             self.tree.touch_content(inode, unstored)
             self.writeback.freed()
         if size != inode.size:

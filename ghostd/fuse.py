@@ -135,7 +135,7 @@ def _attributes(inode: Inode, timeouts: Timeouts) -> EntryAttributes:
     entry.st_gid = inode.gid
     entry.st_rdev = inode.rdev
     entry.st_size = inode.size
-    entry.st_blocks = (inode.allocated + inode.base_end + 511) >> 9
+    entry.st_blocks = (inode.allocated + inode.base_end - inode.base_holes + 511) >> 9
     entry.st_atime_ns = inode.atime_ns
     entry.st_mtime_ns = inode.mtime_ns
     entry.st_ctime_ns = inode.ctime_ns
@@ -154,7 +154,7 @@ def _listed_attributes(row: Sequence[Any], timeouts: Timeouts) -> EntryAttribute
     entry.st_nlink = row[7]
     entry.st_rdev = row[8]
     entry.st_size = row[9]
-    entry.st_blocks = (row[10] + row[21] + 511) >> 9
+    entry.st_blocks = (row[10] + row[21] - row[22] + 511) >> 9
     entry.st_atime_ns = row[11]
     entry.st_mtime_ns = row[12]
     entry.st_ctime_ns = row[13]

@@ -15,14 +15,14 @@ ROOT_INO = Ino(1)
 
 InodeRow = tuple[
     int, int, int, int, int, int, int, int, int, int,
-    int, int, int, int, int, int, bytes | None, int, int, int,
+    int, int, int, int, int, int, bytes | None, int, int, int, int,
 ]  # fmt: skip
 
 # The order of the columns of table `inodes`, of InodeRow, and of Inode.row().
 INODE_COLUMNS = (
     "ino, generation, mode, uid, gid, nlink, rdev, size, allocated, "
     "atime_ns, mtime_ns, ctime_ns, btime_ns, parent, children, flags, target, "
-    "projection, base, base_end"
+    "projection, base, base_end, base_holes"
 )
 
 FLAG_XATTRS = 1  # the inode has extended attributes
@@ -34,7 +34,8 @@ class Inode:
 
     Times are nanoseconds since 1970, sizes bytes. `parent` and `children` are kept for directories
     only (`parent` is 0 for everything else). `allocated` counts the bytes that are not holes.
-    `base` is the version of a remote file whose first `base_end` bytes show through the holes.
+    `base` is the version of a remote file whose first `base_end` bytes show through the holes;
+    `base_holes` counts those that are holes there, too.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Inode:
         "atime_ns",
         "base",
         "base_end",
+        "base_holes",
         "btime_ns",
         "children",
         "content",
@@ -88,6 +90,7 @@ class Inode:
             self.projection,
             self.base,
             self.base_end,
+            self.base_holes,
         ) = row
         self.opens = 0  # open file handles
         self.dirty_epoch = 0  # the newest epoch that changed it
@@ -119,6 +122,7 @@ class Inode:
             self.projection,
             self.base,
             self.base_end,
+            self.base_holes,
         )
 
     @property

@@ -11,12 +11,12 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import apsw
 
@@ -26,10 +26,13 @@ from blockstore.errors import FormatTooNew, OrbitError, StorageFailed, StorageFu
 from ghostd.filemap import chunk_ids
 from ghostd.inodes import INODE_COLUMNS, ROOT_INO, InodeRow
 from ghostd.remote_rows import RemoteChanges, write_remote
+from ghostd.snapshots_rows import note_changes, tracks
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "namespace.db"
 COOKIE_FIRST = 16  # lower ones are "." and ".."
+
+T = TypeVar("T")
 
 
 class NamespaceMissing(OrbitError):
@@ -116,6 +119,7 @@ class Namespace:
         self._shared = writer is reader
         self._disk = disk
         self._log_suspect = False
+        self._tracking = tracks(writer)
         self._snapshots = 0
         self._counting = threading.Lock()
         self._find = "SELECT cookie, ino FROM dirents WHERE parent = ? AND name = ?"
@@ -154,7 +158,7 @@ class Namespace:
             if int(found[0]) > FORMAT:
                 raise FormatTooNew(str(path), int(found[0]), FORMAT)
             if int(found[0]) < FORMAT:
-                _upgrade(writer)
+                _upgrade(writer, int(found[0]))
             if disk.sqlite_vfs is not None:
                 reader = writer
             else:
@@ -350,6 +354,8 @@ class Namespace:
                 )
             )
         write_remote(self._writer, changes.remote)
+        if self._tracking:
+            note_changes(self._writer, changes.inodes, changes.dead)
         _drain(
             many(
                 "UPDATE meta SET value = ? WHERE key = ?",
@@ -361,6 +367,13 @@ class Namespace:
                 ],
             )
         )
+
+    def write(self, change: Callable[[apsw.Connection], T]) -> T:
+        """Make another change in one durable transaction; what `change` returned."""
+        with self._changing():
+            found = change(self._writer)
+        self._tracking = tracks(self._writer)
+        return found
 
     def checkpoint(self) -> bool:
         """Move the log into the database file; whether all of it went."""
@@ -435,19 +448,28 @@ def _script(name: str) -> str:
     return resources.files("ghostd").joinpath(name).read_text()
 
 
-def _upgrade(connection: apsw.Connection) -> None:
-    """From format 1, which knew no projections."""
+def _upgrade(connection: apsw.Connection, found: int) -> None:
+    """From format 1, which knew no projections, or 2, which knew no snapshots."""
     with transaction(connection):
-        for column in ("projection", "base", "base_end"):
-            connection.execute(
-                f"ALTER TABLE inodes ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"
-            ).fetchall()
-        connection.execute(_script("schema_remote.sql")).fetchall()
+        if found < 2:
+            _add_columns(connection, "projection", "base", "base_end")
+            connection.execute(_script("schema_remote.sql")).fetchall()
+        _add_columns(connection, "base_holes")
+        connection.execute(_script("schema_snapshots.sql")).fetchall()
+        connection.execute("INSERT INTO meta VALUES('tracking', 0)").fetchall()
         connection.execute("UPDATE meta SET value = ? WHERE key = 'format'", (FORMAT,)).fetchall()
 
 
+def _add_columns(connection: apsw.Connection, *names: str) -> None:
+    for name in names:
+        connection.execute(
+            f"ALTER TABLE inodes ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0"
+        ).fetchall()
+
+
 def _create(connection: apsw.Connection) -> None:
-    schema = _script("schema.sql") + _script("schema_remote.sql")
+    scripts = ("schema.sql", "schema_remote.sql", "schema_snapshots.sql")
+    schema = "".join(map(_script, scripts))
     now = time.time_ns()
     root = (
         int(ROOT_INO),
@@ -470,6 +492,7 @@ def _create(connection: apsw.Connection) -> None:
         0,
         0,
         0,
+        0,
     )
     connection.execute("BEGIN IMMEDIATE").fetchall()
     connection.execute(schema).fetchall()
@@ -483,6 +506,7 @@ def _create(connection: apsw.Connection) -> None:
             ("next_ino", int(ROOT_INO) + 1),
             ("next_cookie", COOKIE_FIRST),
             ("inodes", 1),
+            ("tracking", 0),
         ],
     ).fetchall()
     places = ",".join("?" * len(root))

@@ -25,7 +25,8 @@ CREATE TABLE inodes(
     target     BLOB,                 -- symlinks: where to
     projection INTEGER NOT NULL DEFAULT 0, -- in which one it lies; 0: in none
     base       INTEGER NOT NULL DEFAULT 0, -- versions.id whose bytes show through holes; 0: none
-    base_end   INTEGER NOT NULL DEFAULT 0  -- bytes of the base that show
+    base_end   INTEGER NOT NULL DEFAULT 0, -- bytes of the base that show
+    base_holes INTEGER NOT NULL DEFAULT 0  -- bytes of these that are holes
 );
 CREATE INDEX orphans ON inodes(ino) WHERE nlink = 0;
 

@@ -172,6 +172,7 @@ class Tree:
                 projection,
                 0,
                 0,
+                0,
             ),
             stored=False,
         )

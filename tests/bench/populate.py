@@ -87,7 +87,7 @@ class _Filler:
         own = 0 if self._projection else size
         above = parent if directory else 0
         times = (now, now, now, now)
-        shows = (ino, size) if self._projection and not directory else (0, 0)
+        shows = (ino, size, 0) if self._projection and not directory else (0, 0, 0)
         row: InodeRow = (
             *(ino, self._meta.generation, mode, 0, 0, links, 0, size, own),
             *times,
