@@ -9,17 +9,22 @@ from syncer.tree import Node
 
 
 class StepKind(enum.IntEnum):
-    """What a step does. In this order where one must come after another."""
+    """What a step does. In this order: deletions after all else that could fail.
 
-    MKDIR = 1  # make the directory, empty of metadata
+    What replaces a directory waits until that is deleted, and metadata of directories comes last,
+    since deleting in one changes its times and may need its old mode.
+    """
+
+    MKDIR = 1  # make the directory, empty of metadata; `old`: in place of a file or symlink
     COPY = 2  # the file's bytes and metadata
     SYMLINK = 3
     SPECIAL = 4  # a pipe, socket or device
     LINK = 5  # one more name for a file of this job
     METADATA = 6  # of what has the right content already
-    DIRECTORY_METADATA = 7  # deepest first, after everything in it
-    TRASH = 8  # move what would be deleted
-    DELETE = 9  # a name, or an empty directory; deepest first
+    TRASH = 7  # move what would be deleted to `source_path`, which lies at the destination too
+    DELETE = 8  # a name, or an empty directory; deepest first
+    REPLACE = 9  # where a directory was until now: COPY, SYMLINK, … by the kind of `node`
+    DIRECTORY_METADATA = 10  # deepest first, after everything in it
 
 
 class StepState(enum.IntEnum):
@@ -38,7 +43,9 @@ class Step(NamedTuple):
     kind: StepKind
     path: bytes  # at the destination
     reason: str = ""  # why, for people: "new", "size differs", …
-    rank: int = 0  # of the semantic class; lower first
+    # Lower first: of files the semantic class; of MKDIR the depth; of DELETE and DIRECTORY_METADATA
+    # the negative depth.
+    rank: int = 0
     size: int = 0  # bytes to be moved at most
     source_path: bytes = b""  # where it comes from; the file that LINK names at the destination
     node: Node | None = None  # as the source has it
