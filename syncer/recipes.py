@@ -158,6 +158,10 @@ def _check_extents(extents: Sequence[Extent], span: int) -> None:
 
 def unpack_recipe(form: int, data: bytes, size: int) -> Recipe:
     """Decode what `pack_recipe` returned; `size` is the file's."""
+    if form == FORM_DENSE and len(data) == _DENSE_EXTENT.size:  # nearly all files
+        length, name = _DENSE_EXTENT.unpack(data)
+        if 0 < length <= size and length <= MAX_BLOCK:
+            return tuple.__new__(Recipe, ((Extent(0, length, 0, name),), None))
     if form == FORM_NONE and not data:
         return Recipe()
     if form == FORM_ROOT and len(data) == ID_BYTES:

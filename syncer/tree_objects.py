@@ -246,7 +246,7 @@ def entry_bytes(entry: Entry) -> int:
     return size
 
 
-def encode_leaf(entries: Sequence[Entry]) -> bytes:
+def encode_directory(entries: Sequence[Entry]) -> bytes:
     """Encode entries, sorted by name; each name once."""
     return _encode(entries, 0)
 
@@ -425,7 +425,7 @@ def _entries(data: bytes, count: int, names_bytes: int) -> list[Entry]:
             or group >= len(owners)
         ):
             raise TreeDamaged("a tree object has an entry that makes no sense")
-        rest: _More = _NOTHING_MORE
+        rest: tuple[object, ...] = _NOTHING_MORE
         if more:
             rest, start = _more(data, start, at, more)
         nodes = files = 0
@@ -442,25 +442,25 @@ def _entries(data: bytes, count: int, names_bytes: int) -> list[Entry]:
             target = data[start:at]
         elif at != start:
             raise TreeDamaged("a tree object has bytes that belong to nothing")
-        entries.append(
-            Entry(
-                name,
-                kind,
-                size,
-                mode if has & _HAS_MODE else None,
-                uid if has & _HAS_UID else None,
-                gid if has & _HAS_GID else None,
-                mtime_ns if has & _HAS_MTIME else None,
-                owners[owner],
-                owners[group],
-                recipe,
-                child,
-                nodes,
-                files,
-                target,
-                *rest,
-            )
+        # Past the constructor written in Python: a third of the time of decoding.
+        fields = (
+            name,
+            kind,
+            size,
+            mode if has & _HAS_MODE else None,
+            uid if has & _HAS_UID else None,
+            gid if has & _HAS_GID else None,
+            mtime_ns if has & _HAS_MTIME else None,
+            owners[owner],
+            owners[group],
+            recipe,
+            child,
+            nodes,
+            files,
+            target,
+            *rest,
         )
+        entries.append(tuple.__new__(Entry, fields))
     if at != len(data):
         raise TreeDamaged("a tree object is longer than it says")
     return entries
