@@ -1,0 +1,109 @@
+"""Calls of Linux that Python has no name for. Thin: all raise OSError and block, for threads."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from typing import Final
+
+_RENAME_NOREPLACE: Final = 1
+_FICLONE: Final = 0x40049409
+_FICLONERANGE: Final = 0x4020940D
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_STATFS_BYTES: Final = 256  # more than any machine's struct statfs
+
+# What there is when a file system, or a pair of them, cannot do a call at all.
+NOT_HERE: Final = frozenset(
+    {
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+        errno.EXDEV,
+        errno.EINVAL,
+        errno.ENOTTY,
+        errno.EBADF,
+        errno.ETXTBSY,
+        errno.EPERM,
+    }
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = [
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_uint,
+]
+
+
+def system_error(number: int) -> OSError:
+    """The system's error of this number."""
+    return OSError(number, os.strerror(number))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        raise system_error(ctypes.get_errno())
+
+
+def clone(target: int, source: int) -> None:
+    """Let `target` share all of `source`'s blocks (FICLONE)."""
+    fcntl.ioctl(target, _FICLONE, source)
+
+
+def clone_range(target: int, source: int, source_offset: int, length: int, offset: int) -> None:
+    """Likewise for a range; offsets and length (bytes) in whole blocks, 0: up to the end."""
+    request = struct.pack("=qQQQ", source, source_offset, length, offset)
+    fcntl.ioctl(target, _FICLONERANGE, request)
+
+
+def sync_file_system(handle: int) -> None:
+    """Bring the file system of `handle` to the disk.
+
+    Raises what writing back has failed with since `handle` was opened.
+    """
+    _check(_libc.syncfs(handle))
+
+
+def start_writing(handle: int, offset: int, length: int) -> None:
+    """Have these bytes written back soon, so that a later fsync finds little to do."""
+    if _libc.sync_file_range(handle, offset, length, _SYNC_FILE_RANGE_WRITE) != 0:
+        number = ctypes.get_errno()
+        if number not in {errno.ESPIPE, errno.ENOSYS, errno.EINVAL, errno.EPERM}:
+            raise system_error(number)
+
+
+def rename_new(old_folder: int, old: bytes, new_folder: int, new: bytes) -> None:
+    """Rename to a name that is free. Raises EEXIST; EINVAL or ENOSYS where it cannot be done."""
+    _check(_libc.renameat2(old_folder, old, new_folder, new, _RENAME_NOREPLACE))
+
+
+def file_system_magic(handle: int) -> int:
+    """What kind of file system it is: `f_type` of statfs(2)."""
+    found = ctypes.create_string_buffer(_STATFS_BYTES)
+    _check(_libc.fstatfs(handle, found))
+    return ctypes.c_long.from_buffer(found).value & 0xFFFFFFFF
+
+
+def data_ranges(handle: int, size: int) -> list[tuple[int, int]]:
+    """(offset, length) of what is not a hole below `size`, ascending. Moves the file's position.
+
+    Everything where the file system knows no holes.
+    """
+    ranges: list[tuple[int, int]] = []
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(handle, end, os.SEEK_DATA)
+            end = min(os.lseek(handle, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                break
+            if error.errno == errno.EINVAL and not ranges:
+                return [(0, size)]
+            raise
+        if start < size:
+            ranges.append((start, end - start))
+    return ranges

@@ -1,0 +1,84 @@
+"""Names of files that are being written, and which of those left behind may go.
+
+`.orbit-<boot>-<pid>-<start>-<random>-<number>.part` belongs to a process and is worth nothing when
+that has ended; `boot` is a hash of the boot and of the space in which the pid counts.
+`.orbit-kept-<random>.part` belongs to a job that may go on in it. Both lie in the folder of the
+file that they will be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+PREFIX: Final = b".orbit-"
+STALE_S: Final = 7 * 86_400.0  # a kept part, or another machine's, that nobody has touched since
+
+_OWNED: Final = re.compile(
+    rb"\.orbit-([0-9a-f]{8})-([0-9a-f]+)-([0-9a-f]+)-[0-9a-f]{8}-[0-9a-f]+\.part"
+)
+# The last: what a `file:` remote calls its own.
+_OTHER: Final = re.compile(rb"\.orbit-kept-[0-9a-f]{16}\.part|\.orbit-[0-9a-f]{16}\.tmp")
+
+
+def is_part(name: bytes) -> bool:
+    """Whether a file of this name is one that is being written."""
+    return name.startswith(PREFIX) and bool(_OWNED.fullmatch(name) or _OTHER.fullmatch(name))
+
+
+def kept_name() -> bytes:
+    """A new name for what a later process may go on with."""
+    return b".orbit-kept-%s.part" % secrets.token_hex(8).encode()
+
+
+def is_dead(name: bytes, age_s: float, boot: bytes, starts: Callable[[int], int | None]) -> bool:
+    """Whether nobody will go on with a part. Pure.
+
+    `age_s`: since it was changed; `starts`: when a process of this machine began, None: there is
+    none.
+    """
+    owned = _OWNED.fullmatch(name)
+    if owned is None or owned[1] != boot:
+        return age_s > STALE_S
+    return starts(int(owned[2], 16)) != int(owned[3], 16)
+
+
+def this_boot() -> bytes:
+    """What tells this boot, and space of pids, from others: 8 hexadecimal digits."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    space = b"%d" % Path("/proc/self/ns/pid").stat().st_ino
+    return hashlib.sha256(boot + space).hexdigest()[:8].encode()
+
+
+def process_start(pid: int) -> int | None:
+    """When a process began, in ticks since the boot; None when it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(text.rpartition(b")")[2].split()[19])  # field 22: see proc(5)
+
+
+class PartNames:
+    """Gives this process's names. For any thread."""
+
+    def __init__(self) -> None:
+        self.boot = this_boot()
+        pid = os.getpid()
+        self._prefix = b".orbit-%s-%x-%x-%s" % (
+            self.boot,
+            pid,
+            process_start(pid) or 0,
+            secrets.token_hex(4).encode(),
+        )
+        self._numbers = itertools.count()
+
+    def new(self) -> bytes:
+        """A name that nothing has."""
+        return b"%s-%x.part" % (self._prefix, next(self._numbers))
