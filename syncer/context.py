@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from syncer.audit import Audit
+    from syncer.audit import AuditLog
     from syncer.remotes.bridge import Bridge
     from syncer.remotes.machinery import Machinery
     from syncer.remotes.policy import RemotePolicy
@@ -57,7 +57,7 @@ class Context:
     _machinery: Machinery | None = None
     _hosts: Hosts | None = None
     _policy: RemotePolicy | None = None
-    _audit: Audit | None = None
+    _audit: AuditLog | None = None
     _closers: list[Callable[[], None]] = field(default_factory=list)
 
     @property

@@ -16,8 +16,6 @@ from syncer.steps import Step, StepKind, StepResult, StepState
 
 STEPS_MAX: Final = 50_000  # in memory: 40 MB
 
-_DEEPEST_FIRST = frozenset({StepKind.DIRECTORY_METADATA, StepKind.TRASH, StepKind.DELETE})
-
 
 class Ledger(Protocol):
     """The steps of one job; see `HeldJob`, which says more."""
@@ -65,14 +63,7 @@ class MemoryLedger:
         return self._next is not None
 
     def _push(self, number: int, step: Step) -> None:
-        kind = step.kind
-        if kind is StepKind.MKDIR:
-            order = (step.path.count(b"/"), 0)
-        elif kind in _DEEPEST_FIRST:
-            order = (-step.path.count(b"/"), 0)
-        else:
-            order = (step.rank, step.size)
-        heapq.heappush(self._waiting[kind], (*order, number))
+        heapq.heappush(self._waiting[step.kind], (step.rank, step.size, -number))
 
     def add_steps(self, steps: Iterable[Step]) -> None:
         """See Ledger."""
@@ -91,7 +82,7 @@ class MemoryLedger:
         """Hand over what waits; what runs or has failed stays here until it is recorded."""
         following = overflow()
         for heap in self._waiting.values():
-            numbers = [number for *_, number in sorted(heap)]
+            numbers = [-order for *_, order in sorted(heap)]
             following.add_steps(self._steps.pop(number) for number in numbers)
             heap.clear()
         self._next = following
@@ -105,7 +96,7 @@ class MemoryLedger:
         for kind in kinds:
             heap = self._waiting[kind]
             while heap and len(taken) < limit:
-                number = heap[0][2]
+                number = -heap[0][2]
                 step = self._steps[number]
                 if taken and bytes_max is not None and sum_bytes + step.size > bytes_max:
                     return taken

@@ -1,0 +1,283 @@
+"""Carries out single steps by the Tree protocol alone, whatever the two trees are.
+
+What it raises are the trees' errors; who calls it decides whether to try again.
+"""
+
+from __future__ import annotations
+
+import grp
+import pwd
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import trio
+
+from syncer.options import Options
+from syncer.remotes.errors import (
+    Changed,
+    Exists,
+    Missing,
+    NotEmpty,
+    RemoteError,
+    Unsupported,
+)
+from syncer.steps import Step, StepKind, StepResult, StepState
+from syncer.transfer_content import BLOCK_BYTES, Pass, SourceContent, digest_of, source_content
+from syncer.tree import Features, Metadata, Node, NodeKind, Tree
+
+CHANGED_MAX = 3  # times that a file is read again because it changed meanwhile
+SPOILED_MAX = 2  # times that a file is written which then does not verify
+_AHEAD_BYTES = 8 << 20  # read before it is asked for, of one file
+
+
+class NotVerified(RemoteError):
+    """The destination does not give back what was written: it was removed."""
+
+
+@lru_cache(maxsize=4096)
+def _uid_of(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except (KeyError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _gid_of(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        return None
+
+
+def wanted_metadata(
+    node: Node, options: Options, keeps: Features, xattrs: Mapping[bytes, bytes] | None = None
+) -> Metadata:
+    """What is to be set at the destination for a node of the source.
+
+    Owners go by name where the name is known here, as rsync does it, else by number.
+    """
+    uid = gid = None
+    if options.owners and keeps.owner:
+        uid, gid = node.uid, node.gid
+        if not options.numeric_ids:
+            if node.owner is not None and (known := _uid_of(node.owner)) is not None:
+                uid = known
+            if node.group is not None and (known := _gid_of(node.group)) is not None:
+                gid = known
+    times = options.times and keeps.mtime_resolution_ns > 0
+    return Metadata(
+        mode=node.mode if options.modes and keeps.mode else None,
+        uid=uid,
+        gid=gid,
+        mtime_ns=node.mtime_ns if times else None,
+        atime_ns=None,
+        xattrs=xattrs if options.xattrs and keeps.xattrs else None,
+    )
+
+
+def _same(one: Node, other: Node | None) -> bool:
+    return other is not None and (one.size, one.mtime_ns, one.token) == (
+        other.size,
+        other.mtime_ns,
+        other.token,
+    )
+
+
+class Steps:
+    """The trees of one job, and what its steps do to them."""
+
+    def __init__(
+        self,
+        source: Tree,
+        target: Tree,
+        options: Options,
+        *,
+        take: Pass | None = None,
+        moved: Callable[[int], None] | None = None,
+    ) -> None:
+        """`take` waits for bandwidth; `moved` counts bytes as they pass."""
+        self.source = source
+        self.target = target
+        self.options = options
+        self._take = take
+        self._moved = moved
+
+    async def metadata(self, step: Step) -> Metadata:
+        """What the destination of a step gets."""
+        node = step.node
+        assert node is not None
+        keeps = self.target.features
+        xattrs = None
+        if self.options.xattrs and keeps.xattrs:
+            xattrs = await self.source.xattrs(step.source_path)
+        return wanted_metadata(node, self.options, keeps, xattrs)
+
+    async def carry_out(self, number: int, step: Step) -> StepResult:
+        """Do it. Raises the trees' errors."""
+        return await _TABLE[step.kind](self, number, step)
+
+    async def mkdir(self, number: int, step: Step) -> StepResult:
+        """A directory, in place of a file if need be; its metadata come last."""
+        if step.old is not None and step.old.kind is not NodeKind.DIRECTORY:
+            await self.target.delete(step.path, step.old)
+        # Nobody else may look in before its metadata say so, which they do when all is in it.
+        mode = 0o700 if self.options.modes and self.target.features.mode else None
+        await self.target.mkdir(step.path, Metadata(mode=mode))
+        return StepResult(number, StepState.DONE)
+
+    async def copy(self, number: int, step: Step) -> StepResult:
+        """A file. One that changes meanwhile is read again, as it is then."""
+        assert step.node is not None
+        changes = spoiled = 0
+        if not step.node.exact:
+            step = step._replace(node=await self._as_it_is(step))
+        while True:
+            try:
+                return await self._copy(number, step)
+            except NotVerified:
+                spoiled += 1
+                if spoiled == SPOILED_MAX:
+                    raise
+                step = step._replace(old=None)  # what was written has been removed
+            except Changed:
+                now = await self._as_it_is(step)
+                if _same(now, step.node):
+                    raise  # it is the destination that is another one
+                changes += 1
+                if changes > CHANGED_MAX:
+                    raise Changed("it changes again and again while it is read") from None
+                step = step._replace(node=now)
+
+    async def _as_it_is(self, step: Step) -> Node:
+        node = await self.source.stat(step.source_path)
+        if node.kind is not NodeKind.FILE:
+            raise Unsupported("the source is no file any more; run the job again")
+        return node
+
+    async def _copy(self, number: int, step: Step) -> StepResult:
+        node, began = step.node, trio.current_time()
+        assert node is not None
+        ranges = None
+        if self.target.features.holes and (node.allocated is None or node.allocated < node.size):
+            ranges = await self.source.data_ranges(step.source_path, node)
+        metadata = await self.metadata(step)
+        async with source_content(
+            self.source,
+            step.source_path,
+            node,
+            ahead=max(1, _AHEAD_BYTES // BLOCK_BYTES),
+            before=self._take,
+            after=self._moved,
+            hashed=self.options.verify,
+        ) as content:
+            written = await self.target.write(
+                step.path, content, metadata, ranges=ranges, old=step.old
+            )
+            checksum = ""
+            if self.options.verify:
+                checksum = await self._verify(step, content, written)
+        return StepResult(
+            number,
+            StepState.DONE,
+            bytes_moved=content.bytes_read,
+            bytes_saved=max(0, node.size - content.bytes_read),
+            checksum=checksum,
+            seconds=trio.current_time() - began,
+        )
+
+    async def _verify(self, step: Step, content: SourceContent, written: Node) -> str:
+        """Read the destination back. Holes were not read on the way: then the source is, again."""
+        assert step.node is not None
+        ahead = max(1, _AHEAD_BYTES // BLOCK_BYTES)
+        sent = content.digest
+        if sent is None:
+            sent = await digest_of(self.source, step.source_path, step.node, ahead=ahead)
+        if not written.exact:
+            written = await self.target.stat(step.path)
+        kept = b""
+        if written.size == step.node.size:
+            kept = await digest_of(self.target, step.path, written, ahead=ahead)
+        if kept != sent:
+            await self.target.delete(step.path, written)
+            raise NotVerified(
+                "the destination gave back other bytes than were written, and was removed"
+            )
+        return f"blake3:{kept.hex()}"
+
+    async def symlink(self, number: int, step: Step) -> StepResult:
+        """A symlink."""
+        assert step.node is not None
+        if step.node.target is None:
+            raise Unsupported("the source does not say where the symlink leads")
+        await self.target.symlink(step.path, step.node.target, await self.metadata(step))
+        return StepResult(number, StepState.DONE)
+
+    async def special(self, number: int, step: Step) -> StepResult:
+        """A pipe, socket or device."""
+        assert step.node is not None
+        await self.target.special(step.path, step.node, await self.metadata(step))
+        return StepResult(number, StepState.DONE)
+
+    async def link(self, number: int, step: Step) -> StepResult:
+        """One more name."""
+        await self.target.hard_link(step.path, step.source_path)
+        size = step.node.size if step.node is not None else 0
+        return StepResult(number, StepState.DONE, bytes_saved=size)
+
+    async def set_metadata(self, number: int, step: Step) -> StepResult:
+        """Of what has the right content."""
+        await self.target.set_metadata(step.path, await self.metadata(step))
+        return StepResult(number, StepState.DONE)
+
+    async def trash(self, number: int, step: Step) -> StepResult:
+        """Move a name out of the way; what the trash has under that name stays, too."""
+        place = step.source_path
+        parent = place.rpartition(b"/")[0]
+        if parent:
+            await self.target.mkdir(parent, Metadata())
+        for attempt in range(1, 1_000):
+            try:
+                await self.target.rename(step.path, place)
+                return StepResult(number, StepState.DONE)
+            except Missing:
+                return StepResult(number, StepState.SKIPPED)
+            except Exists:
+                place = b"%s.%d" % (step.source_path, attempt)
+        raise Exists("the trash has a thousand files of this name: empty it")
+
+    async def delete(self, number: int, step: Step) -> StepResult:
+        """A name, or an empty directory."""
+        assert step.old is not None
+        try:
+            await self.target.delete(step.path, step.old)
+        except Missing:
+            return StepResult(number, StepState.SKIPPED)
+        except NotEmpty:
+            raise NotEmpty(
+                "it is not empty: something in it was kept, left out, or came meanwhile"
+            ) from None
+        return StepResult(number, StepState.DONE)
+
+    async def replace(self, number: int, step: Step) -> StepResult:
+        """Where a directory was until now."""
+        assert step.node is not None
+        if step.node.kind is NodeKind.FILE:
+            return await self.copy(number, step)
+        if step.node.kind is NodeKind.SYMLINK:
+            return await self.symlink(number, step)
+        return await self.special(number, step)
+
+
+_TABLE = {
+    StepKind.MKDIR: Steps.mkdir,
+    StepKind.COPY: Steps.copy,
+    StepKind.SYMLINK: Steps.symlink,
+    StepKind.SPECIAL: Steps.special,
+    StepKind.LINK: Steps.link,
+    StepKind.METADATA: Steps.set_metadata,
+    StepKind.TRASH: Steps.trash,
+    StepKind.DELETE: Steps.delete,
+    StepKind.REPLACE: Steps.replace,
+    StepKind.DIRECTORY_METADATA: Steps.set_metadata,
+}
