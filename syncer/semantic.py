@@ -55,7 +55,8 @@ def _words(text: str) -> frozenset[bytes]:
 _CONFIGURATION_NAMES: Final = _words(
     "dockerfile containerfile makefile gnumakefile justfile jenkinsfile vagrantfile procfile"
     " pipfile rakefile gemfile cmakelists.txt go.mod go.sum requirements.txt .env .gitignore"
-    " .gitattributes .dockerignore .editorconfig .npmrc .orbitignore crontab fstab hosts authorized_keys"
+    " .gitattributes .dockerignore .editorconfig .npmrc .orbitignore crontab fstab"
+    " authorized_keys"
 )
 _CONFIGURATION_ENDINGS: Final = _words(
     "toml json json5 jsonc yaml yml ini conf cfg config lock env properties service timer socket"
