@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -222,6 +222,19 @@ class BlockStore:
             if fresh:
                 new += self._writer.append(list(records_of(fresh, self._encoder)))
         return new
+
+    @contextlib.contextmanager
+    def binding(self, ids: Sequence[ChunkId]) -> Iterator[set[ChunkId]]:
+        """Those of `ids` that new data may name, as if their bytes had been put.
+
+        What is named before the end of the context counts as live in a collection that has begun
+        meanwhile, as with put().
+        """
+        with self._dedup.putting(ids):
+            pending = self._writer.pending
+            damaged = self._dedup.damaged
+            fresh = {name for name in ids if name in pending and name not in damaged}
+            yield fresh | self._dedup.known(name for name in ids if name not in fresh)
 
     def sync(self) -> None:
         """Make everything put() so far durable; free when nothing is unsynced.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 SEGMENT_BYTES = 4 << 20
 SIZE_MAX = (1 << 63) - 1
@@ -22,7 +22,7 @@ FRAGMENT_BYTES = 16 << 10
 
 _NOWHERE = 1 << 62  # a segment number that no file reaches: "everything may be in the database"
 
-_EXTENT = struct.Struct("<III32s")
+EXTENT: Final = struct.Struct("<III32s")  # start in the segment, length, offset in the chunk, id
 
 
 class Piece:
@@ -74,7 +74,7 @@ def encode_segment(number: int, extents: Iterable[Extent]) -> bytes:
     Start in the segment, length, offset in the chunk, chunk id.
     """
     base = number * SEGMENT_BYTES
-    pack = _EXTENT.pack
+    pack = EXTENT.pack
     parts = []
     for start, end, source, offset in extents:
         assert isinstance(source, bytes), "a piece reached the database"
@@ -87,13 +87,13 @@ def decode_segment(number: int, blob: bytes) -> list[Extent]:
     base = number * SEGMENT_BYTES
     return [
         (base + start, base + start + length, chunk_id, offset)
-        for start, length, offset, chunk_id in _EXTENT.iter_unpack(blob)
+        for start, length, offset, chunk_id in EXTENT.iter_unpack(blob)
     ]
 
 
 def chunk_ids(blob: bytes) -> Iterator[bytes]:
     """The chunk ids named by an encoded segment."""
-    return (chunk_id for _, _, _, chunk_id in _EXTENT.iter_unpack(blob))
+    return (chunk_id for _, _, _, chunk_id in EXTENT.iter_unpack(blob))
 
 
 def _span(extents: list[Extent], start: int, end: int) -> tuple[int, int]:
@@ -282,6 +282,21 @@ class FileMap:
             if type(source) is Piece:
                 self.unstored -= end - start
         return removed
+
+    def show(self, extents: Iterable[Extent]) -> int:
+        """Show stored extents, ascending, in an empty map; how many bytes they are."""
+        assert not self.segments, "only a new file is shown whole"
+        shown = 0
+        self.touched_from = 0
+        for start, end, source, offset in extents:
+            shown += end - start
+            for number in range(start // SEGMENT_BYTES, (end - 1) // SEGMENT_BYTES + 1):
+                low = max(start, number * SEGMENT_BYTES)
+                high = min(end, (number + 1) * SEGMENT_BYTES)
+                part: Extent = (low, high, source, offset + low - start)
+                self.segments.setdefault(number, []).append(part)
+                self.dirty.add(number)
+        return shown
 
     def truncate(self, size: int, allocated: int) -> int:
         """Drop everything from `size` on; how many of the `allocated` bytes are left."""

@@ -1,4 +1,4 @@
-"""Tells the kernel that names lead elsewhere now: from a thread, never inside a request.
+"""Tells the kernel what names lead to and attributes are now: from a thread, never in a request.
 
 The kernel lets the thread wait, uninterruptibly, for a lookup in the directory. A lookup that in
 turn waits for a remote must not be what it waits for: the daemon could not be killed, and who tried
@@ -26,7 +26,7 @@ class Invalidator:
     """A queue of names. The kernel may make the thread wait for requests under way."""
 
     def __init__(self) -> None:
-        self._pending: dict[tuple[int, bytes], None] = {}
+        self._pending: dict[tuple[int, bytes | None], None] = {}
         self._telling = False
         self._wanted = trio.Event()
         self._rounds = trio.lowlevel.ParkingLot()  # those who wait for the end of one
@@ -35,6 +35,12 @@ class Invalidator:
         """`name` in the directory leads elsewhere, or nowhere, or somewhere now."""
         if len(self._pending) < _PENDING_MAX:
             self._pending[directory, name] = None
+            self._wanted.set()
+
+    def inode(self, ino: int) -> None:
+        """The inode has other attributes now."""
+        if len(self._pending) < _PENDING_MAX:
+            self._pending[ino, None] = None
             self._wanted.set()
 
     async def run(self, listing: Callable[[int], bool]) -> None:
@@ -65,10 +71,13 @@ class Invalidator:
                 await self._rounds.park()
 
 
-def _tell(names: list[tuple[int, bytes]]) -> None:
+def _tell(names: list[tuple[int, bytes | None]]) -> None:
     for directory, name in names:
         try:
-            pyfuse3.invalidate_entry(directory, name)
+            if name is None:
+                pyfuse3.invalidate_inode(directory, attr_only=True)
+            else:
+                pyfuse3.invalidate_entry(directory, name)
         except OSError as error:
             # ENOENT: the kernel does not know the name.
             if error.errno not in {errno.ENOENT, errno.ENOTDIR}:

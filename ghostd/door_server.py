@@ -1,0 +1,178 @@
+"""The door: what a worker process of ours may do with the store and the namespace.
+
+Each connection has a thread: chunks go from its socket into the store without coming near the
+filesystem's loop, which is asked for names and attributes only.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFull
+from blockstore.ids import Buffer, ChunkId
+from blockstore.store import BlockStore
+from ghostd.door_tree import DoorTree
+from ghostd.in_loop import InLoop
+from syncer.door_protocol import (
+    EXTENT,
+    Extent,
+    Head,
+    Message,
+    error_head,
+    ids_of,
+    receive,
+    send,
+    split,
+)
+from syncer.remotes import errors
+from syncer.remotes.errors import Garbled, RemoteError
+
+log = structlog.get_logger(__name__)
+
+CONNECTIONS: Final = 4
+
+Reply = tuple[Head, list[Buffer]]
+
+
+class DoorServer:
+    """Serves the workers of this daemon."""
+
+    def __init__(self, store: BlockStore, tree: DoorTree, loop: InLoop, mount: Path) -> None:
+        self._store = store
+        self._tree = tree
+        self._loop = loop
+        self._mount = mount
+        self._lock = threading.Lock()
+        self._served: set[socket.socket] = set()
+        self._holds = 0
+        self._ops: dict[str, Callable[[Message], Reply]] = {
+            "hello": self._hello,
+            "bind": self._bind,
+            "put": self._put,
+            "fetch": self._fetch,
+            "sync": self._sync,
+            "write": self._write,
+            "hold": self._hold,
+            "release": self._release,
+        }
+
+    @property
+    def holds(self) -> int:
+        """How many jobs store chunks that nothing names yet: a collection would remove them."""
+        return self._holds
+
+    def open(self) -> list[socket.socket]:
+        """The worker's ends of new connections; close them here when it has its copies."""
+        theirs = []
+        for _ in range(CONNECTIONS):
+            ours, end = socket.socketpair()
+            theirs.append(end)
+            with self._lock:
+                self._served.add(ours)
+            threading.Thread(target=self._serve, args=(ours,), name="door", daemon=True).start()
+        return theirs
+
+    def close(self) -> None:
+        """Hang up."""
+        with self._lock:
+            for connection in self._served:
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            while (request := receive(connection)) is not None:
+                head, body = self._answer(request)
+                send(connection, head, body)
+        except RemoteError as error:
+            log.debug("the door was closed", error=str(error))
+        except Exception:
+            log.exception("a request through the door failed")  # ends this connection only
+        finally:
+            with self._lock:
+                self._served.discard(connection)
+                if not self._served:
+                    self._holds = 0  # the worker has ended, and with it what it had begun
+            connection.close()
+
+    def _answer(self, request: Message) -> Reply:
+        try:
+            return self._ops.get(request.head["op"], self._ask)(request)
+        except RemoteError as error:
+            return error_head(error), []
+        except StorageFull as error:
+            return error_head(errors.Full(str(error))), []
+        except OrbitError as error:
+            return error_head(errors.Unreachable(str(error))), []
+
+    # --- the store -----------------------------------------------------------------------------
+
+    def _hello(self, _: Message) -> Reply:
+        chunker = self._store.options.chunker
+        return {"mount": str(self._mount), "chunker": asdict(chunker)}, []
+
+    def _bind(self, request: Message) -> Reply:
+        names = ids_of(request.body)
+        with self._store.binding(names) as known:
+            return {}, [bytes(name in known for name in names)]
+
+    def _put(self, request: Message) -> Reply:
+        names = self._store.put(split(request.body, request.head["lengths"]))
+        return {}, [b"".join(names)]
+
+    def _fetch(self, request: Message) -> Reply:
+        names = ids_of(request.body)
+        try:
+            found = self._store.fetch(names)
+        except ChunkMissing as error:
+            return {"missing": [error.chunk_id.hex()], "lengths": []}, []
+        except ChunkDamaged as error:
+            raise Garbled(str(error)) from error
+        return {"missing": [], "lengths": [len(found[name]) for name in names]}, [
+            found[name] for name in names
+        ]
+
+    def _sync(self, _: Message) -> Reply:
+        self._store.sync()
+        return {}, []
+
+    def _hold(self, _: Message) -> Reply:
+        with self._lock:
+            self._holds += 1
+        return {}, []
+
+    def _release(self, _: Message) -> Reply:
+        with self._lock:
+            self._holds = max(0, self._holds - 1)
+        return {}, []
+
+    # --- the namespace -------------------------------------------------------------------------
+
+    def _ask(self, request: Message) -> Reply:
+        head, body = self._loop.wait(lambda: self._tree.answer(request.head))
+        return head, [body]
+
+    def _write(self, request: Message) -> Reply:
+        """Files whose chunks are here. Until they have their names, their chunks count as live."""
+        files: list[dict[str, Any]] = request.head["files"]
+        every = list(EXTENT.iter_unpack(request.body))
+        if len(every) != sum(file["extents"] for file in files):
+            raise Garbled("a message through the door has the wrong length")
+        extents: list[list[Extent]] = []
+        at = 0
+        for file in files:
+            extents.append(every[at : at + file["extents"]])
+            at += file["extents"]
+        names = {ChunkId(chunk) for _, _, _, chunk in every}
+        with self._store.binding(list(names)) as known:
+            if len(known) < len(names):
+                for file, parts in zip(files, extents, strict=True):
+                    file["missing"] = any(ChunkId(part[3]) not in known for part in parts)
+            head, body = self._loop.wait(lambda: self._tree.answer(request.head, extents))
+        return head, [body]

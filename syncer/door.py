@@ -1,0 +1,405 @@
+"""The worker's side of the door: the daemon's store as a `ChunkStore`, its namespace as a `Tree`.
+
+What is written into the namespace is cut and hashed here; only chunks that the daemon has not got
+go through the door, and a file appears there under its name with all of its bytes or not at all.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from blockstore.chunker import Chunker, ChunkerParams
+from blockstore.errors import ChunkMissing
+from blockstore.ids import Buffer, ChunkId, chunk_id
+from syncer.door_protocol import (
+    EXTENT,
+    DoorClosed,
+    Extent,
+    Head,
+    Message,
+    error_of,
+    metadata_to_wire,
+    node_from_wire,
+    receive,
+    send,
+    split,
+    text,
+    xattrs_from_wire,
+)
+from syncer.remotes.errors import Busy, RemoteError
+from syncer.tree import Content, Features, Metadata, Node, NodeKind, PageSink
+
+_PUT_BYTES = 16 << 20  # in one message
+_FETCH_IDS = 64
+_READ_BYTES = 8 << 20  # of a file that is being cut
+_PAGE = 2_000
+_TRIES: Final = 3  # to store a file whose chunks a collection removed meanwhile
+
+
+Extents = list[Extent]
+Outcomes = list[Node | RemoteError]
+Items = list[tuple[Head, Extents]]
+Buffers = list[Buffer]
+
+
+class SmallFile(NamedTuple):
+    """A file whose bytes are at hand."""
+
+    path: bytes
+    data: bytes
+    metadata: Metadata
+    old: Node | None = None
+    replace: bool = True
+
+
+class Door:
+    """Calls to the daemon. Methods block; any thread may call them."""
+
+    def __init__(self, connections: Sequence[socket.socket]) -> None:
+        """As many calls at a time as there are connections."""
+        self._all = tuple(connections)
+        self._free: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        for connection in connections:
+            self._free.put(connection)
+        self.limiter = trio.CapacityLimiter(len(self._all))
+        hello = self.call({"op": "hello"}).head
+        self.mount: str = hello["mount"]
+        self.chunker = ChunkerParams(**hello["chunker"])
+
+    def call(self, head: Head, body: Sequence[Buffer] = ()) -> Message:
+        """One request. Raises RemoteError: what the daemon answers, or DoorClosed."""
+        connection = self._free.get()
+        try:
+            send(connection, head, body)
+            answer = receive(connection)
+        finally:
+            self._free.put(connection)
+        if answer is None:
+            raise DoorClosed("the daemon has ended; the job goes on when it is back")
+        error = error_of(answer.head)
+        if error is not None:
+            raise error
+        return answer
+
+    async def ask(self, head: Head, body: Sequence[Buffer] = ()) -> Message:
+        """The same from the loop. A call that is given up ends by itself."""
+        return await trio.to_thread.run_sync(
+            self.call, head, body, abandon_on_cancel=True, limiter=self.limiter
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in self._all:
+            connection.close()
+
+
+class DoorStore:
+    """The daemon's store. See ChunkStore."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._chunker = Chunker(door.chunker)
+
+    def cut(self, data: Buffer) -> list[int]:
+        """See ChunkStore."""
+        return self._chunker.cut(data)
+
+    def put(self, chunks: Sequence[Buffer]) -> list[ChunkId]:
+        """See ChunkStore. Chunks that the daemon has are not sent."""
+        ids = [chunk_id(chunk) for chunk in chunks]
+        known = self.contains(ids)
+        sent: set[ChunkId] = set()
+        batch: list[Buffer] = []
+        size = 0
+        for name, chunk in zip(ids, chunks, strict=True):
+            if name in known or name in sent:
+                continue
+            sent.add(name)
+            batch.append(chunk)
+            size += len(chunk)
+            if size >= _PUT_BYTES:
+                self._put(batch)
+                batch, size = [], 0
+        if batch:
+            self._put(batch)
+        return ids
+
+    def _put(self, chunks: Sequence[Buffer]) -> None:
+        self._door.call({"op": "put", "lengths": [len(chunk) for chunk in chunks]}, chunks)
+
+    def contains(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
+        """See ChunkStore. What is returned may be named by what is written next."""
+        names = list(ids)
+        if not names:
+            return set()
+        answer = self._door.call({"op": "bind"}, [b"".join(names)])
+        return {name for name, there in zip(names, answer.body, strict=True) if there}
+
+    def fetch(self, ids: Sequence[ChunkId]) -> dict[ChunkId, bytes]:
+        """See ChunkStore."""
+        found: dict[ChunkId, bytes] = {}
+        names = list(dict.fromkeys(ids))
+        for at in range(0, len(names), _FETCH_IDS):
+            some = names[at : at + _FETCH_IDS]
+            answer = self._door.call({"op": "fetch"}, [b"".join(some)])
+            missing = answer.head["missing"]
+            if missing:
+                raise ChunkMissing(ChunkId(bytes.fromhex(missing[0])))
+            parts = split(answer.body, answer.head["lengths"])
+            found.update(zip(some, map(bytes, parts), strict=True))
+        return found
+
+    def sync(self) -> None:
+        """See ChunkStore."""
+        self._door.call({"op": "sync"})
+
+
+class DoorTree:
+    """A directory of the daemon's namespace. See Tree."""
+
+    def __init__(self, door: Door, root: bytes) -> None:
+        """`root`: from the root of the mount, without a leading slash."""
+        self._door = door
+        self._store = DoorStore(door)
+        self._root = root.strip(b"/")
+        self._features = Features(
+            write=True,
+            symlinks=True,
+            hard_links=True,
+            specials=True,
+            mode=True,
+            owner=True,
+            xattrs=True,
+            holes=True,
+            rename=True,
+            conditional=True,
+            local=True,
+            chunked=True,
+        )
+
+    @property
+    def label(self) -> str:
+        """See Tree."""
+        shown = self._root.decode(errors="backslashreplace")
+        return f"{self._door.mount}/{shown}" if shown else self._door.mount
+
+    @property
+    def features(self) -> Features:
+        """See Tree."""
+        return self._features
+
+    def _path(self, path: bytes) -> str:
+        return text(b"/".join(part for part in (self._root, path) if part))
+
+    async def _ask(self, op: str, path: bytes, **values: Any) -> Message:
+        return await self._door.ask({"op": op, "path": self._path(path), **values})
+
+    # --- reading -------------------------------------------------------------------------------
+
+    async def list(self, path: bytes, sink: PageSink) -> None:
+        """See Tree."""
+        after = 0
+        while True:
+            head = (await self._ask("list", path, after=after, limit=_PAGE)).head
+            if head["nodes"]:
+                await sink([node_from_wire(values) for values in head["nodes"]])
+            after = head["after"]
+            if not after:
+                return
+
+    async def stat(self, path: bytes) -> Node:
+        """See Tree."""
+        return node_from_wire((await self._ask("stat", path)).head["node"])
+
+    async def read(self, path: bytes, node: Node, offset: int, length: int) -> bytes:
+        """See Tree."""
+        answer = await self._ask("read", path, token=node.token, offset=offset, length=length)
+        return bytes(answer.body)
+
+    async def xattrs(self, path: bytes) -> Mapping[bytes, bytes]:
+        """See Tree."""
+        return xattrs_from_wire((await self._ask("xattrs", path)).head["xattrs"])
+
+    async def data_ranges(self, path: bytes, node: Node) -> Sequence[tuple[int, int]] | None:
+        """See Tree."""
+        ranges = (await self._ask("ranges", path, token=node.token)).head["ranges"]
+        return None if ranges is None else [(offset, length) for offset, length in ranges]
+
+    # --- writing -------------------------------------------------------------------------------
+
+    async def write(
+        self,
+        path: bytes,
+        content: Content,
+        metadata: Metadata,
+        *,
+        ranges: Sequence[tuple[int, int]] | None = None,
+        old: Node | None = None,
+        replace: bool = True,
+    ) -> Node:
+        """See Tree."""
+        for attempt in range(1, _TRIES + 1):
+            extents = await self._stored(content, ranges)
+            item = _item(self._path(path), content.size, metadata, old, replace=replace)
+            outcome = (await self._write([(item, extents)]))[0]
+            if not isinstance(outcome, Busy) or attempt == _TRIES:
+                break
+        if isinstance(outcome, RemoteError):
+            raise outcome
+        return outcome
+
+    async def write_many(self, files: Sequence[SmallFile]) -> Outcomes:
+        """Write small files at once; each one succeeds or fails alone."""
+
+        def store() -> Items:
+            pieces: Buffers = []
+            cuts = []
+            for file in files:
+                lengths = self._store.cut(file.data) if file.data else []
+                cuts.append(lengths)
+                pieces += split(file.data, lengths)
+            ids = iter(self._store.put(pieces))
+            items = []
+            for file, lengths in zip(files, cuts, strict=True):
+                extents: Extents = []
+                at = 0
+                for length in lengths:
+                    extents.append((at, length, 0, next(ids)))
+                    at += length
+                item = _item(
+                    self._path(file.path), at, file.metadata, file.old, replace=file.replace
+                )
+                items.append((item, extents))
+            return items
+
+        items = await trio.to_thread.run_sync(store, limiter=self._door.limiter)
+        outcomes = await self._write(items)
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, Busy):  # rare: a collection ran meanwhile
+                file = files[index]
+                try:
+                    outcomes[index] = await self.write(
+                        file.path,
+                        _Held(file.data),
+                        file.metadata,
+                        old=file.old,
+                        replace=file.replace,
+                    )
+                except RemoteError as error:
+                    outcomes[index] = error
+        return outcomes
+
+    async def _write(
+        self, items: Sequence[tuple[Head, Sequence[Extent]]]
+    ) -> Outcomes:
+        for item, extents in items:
+            item["extents"] = len(extents)
+        body = b"".join(EXTENT.pack(*extent) for _, extents in items for extent in extents)
+        head = {"op": "write", "files": [item for item, _ in items]}
+        answer = await self._door.ask(head, [body])
+        return [
+            error_of(result) or node_from_wire(result["node"]) for result in answer.head["results"]
+        ]
+
+    async def _stored(
+        self, content: Content, ranges: Sequence[tuple[int, int]] | None
+    ) -> Extents:
+        """Cut and store what is not a hole."""
+        extents: Extents = []
+        for start, length in [(0, content.size)] if ranges is None else ranges:
+            rest = b""
+            at, end = start, start + length
+            while at < end:
+                piece = await content.read(at, min(_READ_BYTES, end - at))
+                at += len(piece)
+                data = rest + piece
+                found, rest = await trio.to_thread.run_sync(
+                    self._put_cut, data, at - len(data), at >= end, limiter=self._door.limiter
+                )
+                extents += found
+        return extents
+
+    def _put_cut(self, data: bytes, base: int, final: bool) -> tuple[Extents, bytes]:
+        """The extents of `data`, which begins at `base` in the file, and what was not cut yet."""
+        lengths = self._store.cut(data)
+        if not final:
+            lengths.pop()
+        whole = sum(lengths)
+        ids = self._store.put(split(memoryview(data)[:whole], lengths))
+        extents = []
+        for length, name in zip(lengths, ids, strict=True):
+            extents.append((base, length, 0, bytes(name)))
+            base += length
+        return extents, data[whole:]
+
+    async def mkdir(self, path: bytes, metadata: Metadata) -> None:
+        """See Tree."""
+        await self._ask("mkdir", path, metadata=metadata_to_wire(metadata))
+
+    async def symlink(self, path: bytes, target: bytes, metadata: Metadata) -> None:
+        """See Tree."""
+        await self._ask("symlink", path, target=text(target), metadata=metadata_to_wire(metadata))
+
+    async def hard_link(self, path: bytes, existing: bytes) -> None:
+        """See Tree."""
+        await self._ask("link", path, existing=self._path(existing))
+
+    async def special(self, path: bytes, node: Node, metadata: Metadata) -> None:
+        """See Tree."""
+        await self._ask(
+            "special",
+            path,
+            kind=node.kind.value,
+            rdev=node.rdev,
+            metadata=metadata_to_wire(metadata),
+        )
+
+    async def set_metadata(self, path: bytes, metadata: Metadata) -> None:
+        """See Tree."""
+        await self._ask("set_metadata", path, metadata=metadata_to_wire(metadata))
+
+    async def delete(self, path: bytes, node: Node) -> None:
+        """See Tree."""
+        await self._ask("delete", path, directory=node.kind is NodeKind.DIRECTORY)
+
+    async def rename(self, path: bytes, new_path: bytes) -> None:
+        """See Tree."""
+        await self._ask("rename", path, new_path=self._path(new_path))
+
+    async def sync(self) -> None:
+        """See Tree."""
+        await self._door.ask({"op": "flush"})
+
+    async def close(self) -> None:
+        """See Tree. The door stays open: it has other users."""
+        await trio.lowlevel.checkpoint()
+
+
+class _Held:
+    """A Content whose bytes are at hand."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._data[offset : offset + length]
+
+
+def _item(path: str, size: int, metadata: Metadata, old: Node | None, *, replace: bool) -> Head:
+    return {
+        "path": path,
+        "size": size,
+        "metadata": metadata_to_wire(metadata),
+        "old": None if old is None else old.token,
+        "replace": replace,
+    }
