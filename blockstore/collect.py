@@ -9,7 +9,7 @@ leaves a file that the next opening removes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,6 +136,7 @@ class Collection:
     marks: Marks
     touched: set[ChunkId]  # live although the roots may not name them
     kept_roots: set[Location]
+    secure: Callable[[], object]  # makes copies durable, so that the originals may go
 
     def run(self, plan: CollectionPlan, report: CollectReport, *, batch_bytes: int) -> None:
         """Rewrite the condemned packs; remove them whenever `batch_bytes` were copied."""
@@ -238,7 +239,7 @@ class Collection:
         if not packs:
             return
         sizes = sum(self.index.packs[pack].bytes for pack in packs)
-        self.writer.flush()  # copies durable, rows point to them
+        self.secure()  # copies durable, rows point to them
         self.index.condemn(packs)
         for pack in packs:
             self.files.forget(pack)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from blockstore.chunker import ChunkerParams
 from blockstore.database import SCRATCH_FILE
@@ -45,6 +46,35 @@ PACKS_FOLDER = "packs"
 LOCK_FILE = "lock"
 _REBUILD_BATCH_ROWS = 262_144
 _INDEX_SUFFIXES = ("", "-wal", "-shm", "-journal")
+_COMING_MAX = 64  # packs whose tables are brought at a time: some 10 MB
+
+
+class IndexStale(Exception):
+    """The index is about other packs than those that are there; it has to be rebuilt from them."""
+
+
+@runtime_checkable
+class SharedPacks(Protocol):
+    """A disk whose sealed packs lie where other machines read and write, too.
+
+    There they are whole, durable and never changed. Packs that are not sealed, and those on their
+    way, are files like any other.
+    """
+
+    def shares(self, pack: PackId) -> bool:
+        """Whether this pack is one of those."""
+
+    def vouches(self, row: PackRow) -> bool:
+        """Whether a row of the index is about the pack of that number that is there now."""
+
+    def coming(self, packs: Sequence[PackId]) -> None:
+        """The tables of these are about to be read: bring them, several at a time."""
+
+    def settle(self) -> None:
+        """Return when all sealed packs are where others use them.
+
+        Raises StorageFull, StorageFailed; the next call tries again.
+        """
 
 
 @dataclass(slots=True)
@@ -87,7 +117,7 @@ def load_identity(disk: Disk, folder: Path, wanted: ChunkerParams, report: OpenR
         if identity is None:
             identity = Identity(os.urandom(16), wanted)
             report.created = True
-        _write_identity(disk, folder, identity)
+        write_identity(disk, folder, identity)
     if identity.chunker != wanted:
         raise StoreInvalid(
             f"{folder} is cut with {identity.chunker}, not with {wanted}: "
@@ -134,7 +164,8 @@ def _identity_from_packs(disk: Disk, packs: Path) -> Identity | None:
     return None
 
 
-def _write_identity(disk: Disk, folder: Path, identity: Identity) -> None:
+def write_identity(disk: Disk, folder: Path, identity: Identity) -> None:
+    """Write store.json, durably."""
     fields = {
         "format": FORMAT_VERSION,
         "uuid": identity.uuid.hex(),
@@ -199,7 +230,14 @@ class Recovery:
     pack_bytes_max: int
 
     def run(self) -> Recovered:
-        """Do it. Costs what the last run left open, however large the store is."""
+        """Do it. Costs what the last run left open, and what others have added meanwhile.
+
+        Raises IndexStale, before anything is changed.
+        """
+        shared = self.disk if isinstance(self.disk, SharedPacks) else None
+        known = self.index.packs
+        if shared is not None and not all(shared.vouches(row) for row in known.values()):
+            raise IndexStale
         names = self.disk.listdir(self.folder)
         present = {number for name in names if (number := pack_number(name)) is not None}
         condemned = self._finish_removals()
@@ -207,6 +245,9 @@ class Recovery:
         present.difference_update(condemned)
         known = self.index.packs
         self.report.packs_missing = tuple(sorted(set(known) - present))
+        if shared is not None and self.report.packs_missing:
+            # Another machine has removed them; their numbers never come back: see `vouches`.
+            self.index.forget(self.report.packs_missing)
         unsure = sorted(
             n for n in present if n not in known or known[n].state is not PackState.SEALED
         )
@@ -215,12 +256,19 @@ class Recovery:
             self.disk.fsync_dir(self.folder)
         batch = _Batch(self.index)
         adopted: WritePack | None = None
-        for number in unsure:
-            if adopted is not None:
-                self._seal(adopted, batch)
-            adopted = self._recover_pack(number, batch)
-            batch.write_when_large()
-            self.report.packs_read += 1
+        for start in range(0, len(unsure), _COMING_MAX):
+            part = unsure[start : start + _COMING_MAX]
+            if shared is not None:
+                shared.coming([number for number in part if shared.shares(number)])
+            for number in part:
+                if shared is not None and shared.shares(number):
+                    self._read_shared(number, batch, newest=number == max(present))
+                else:
+                    if adopted is not None:
+                        self._seal(adopted, batch)
+                    adopted = self._recover_pack(number, batch)
+                batch.write_when_large()
+                self.report.packs_read += 1
         if adopted is not None and adopted.end >= self.pack_bytes_max:
             self._seal(adopted, batch)
             adopted = None
@@ -239,6 +287,29 @@ class Recovery:
             self.disk.fsync_dir(self.folder)
             self.index.forget(condemned)
         return condemned
+
+    def _read_shared(self, number: PackId, batch: _Batch, *, newest: bool) -> None:
+        """Read the table of a pack that others may use, too; nothing is repaired in it.
+
+        The newest pack may have none: somebody writes it, or died over it. Only those that have
+        sealed it count on it.
+        """
+        path = self.folder / pack_name(number)
+        salt = pack_salt(self.identity.uuid, number)
+        file = self.disk.open(path)
+        try:
+            size = file.size()
+            entries = read_seal(file.pread, size, salt)
+            if entries is None and newest:
+                return
+            if entries is None:
+                # Damaged. Once: from now on the index knows what is in it.
+                self._own_header(file.pread(HEADER_BYTES, 0), path)
+                entries = [entry for item in scan(file.pread, size, salt) for entry in item.entries]
+            self._take(number, entries, file.pread, batch)
+            batch.packs.append(PackRow(number, size, len(entries), PackState.SEALED))
+        finally:
+            file.close()
 
     def _recover_pack(self, number: PackId, batch: _Batch) -> WritePack | None:
         """Read one pack into the batch; return it for writing when it is not sealed."""

@@ -24,11 +24,17 @@ class Seen:
     """Remembers places, bounded; safe to use from several threads."""
 
     def __init__(
-        self, files: PackFiles, reader: Reader, packs: Callable[[], Mapping[PackId, PackRow]]
+        self,
+        files: PackFiles,
+        reader: Reader,
+        packs: Callable[[], Mapping[PackId, PackRow]],
+        trusted: Callable[[PackId], bool] | None = None,
     ) -> None:
+        """`trusted` tells packs that need no look: they were listed whole when the run began."""
         self._files = files
         self._reader = reader
         self._packs = packs
+        self._trusted = trusted if trusted is not None else lambda _pack: False
         self._lock = threading.Lock()
         self._young: dict[ChunkId, Location] = {}
         self._old: dict[ChunkId, Location] = {}
@@ -49,6 +55,9 @@ class Seen:
         order = sorted(found.items(), key=lambda item: item[1])
         for pack, group in groupby(order, key=lambda item: item[1].pack):
             places = list(group)
+            if self._trusted(pack):
+                seen.update(places)
+                continue
             row = rows.get(pack)
             sealed = row is not None and row.state is PackState.SEALED
             by_table = sealed and len(places) >= _TABLE_FROM

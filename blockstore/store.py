@@ -56,8 +56,11 @@ from blockstore.merging import Merger
 from blockstore.opening import (
     LOCK_FILE,
     PACKS_FOLDER,
+    IndexStale,
     OpenReport,
+    Recovered,
     Recovery,
+    SharedPacks,
     load_identity,
     open_index,
     remove_index,
@@ -90,14 +93,7 @@ class BlockStore:
         self._identity = identity = load_identity(disk, folder, options.chunker, self.opened)
         self._index = open_index(disk, folder, identity, self.opened)
         try:
-            recovered = Recovery(
-                disk=disk,
-                folder=self._packs_folder,
-                identity=identity,
-                index=self._index,
-                report=self.opened,
-                pack_bytes_max=options.pack_bytes_max,
-            ).run()
+            recovered = self._recover()
             self._fetched = Fetched(disk, folder, identity, options.fetched, self._owned)
         except BaseException:
             with contextlib.suppress(OrbitError):
@@ -123,7 +119,13 @@ class BlockStore:
         self._roots = Roots(self._writer, self._index, self._files, recovered.root_seq)
         self._asked: dict[ChunkId, Location] = {}  # places found by fetch_nowait() for fetch()
         self._cache = ChunkCache(options.cache_bytes_max)
-        self._seen = Seen(self._files, self._reader, lambda: self._index.packs)
+        shared = self._shared
+        self._seen = Seen(
+            self._files,
+            self._reader,
+            lambda: self._index.packs,
+            shared.shares if shared is not None else None,
+        )
         self._dedup = Dedup(self._index, self._seen, touch_max=options.touch_chunks_max)
         self._chunker = Chunker(options.chunker)
         self._encoder = Encoder(options.compression, options.level)
@@ -168,6 +170,31 @@ class BlockStore:
         except BaseException:
             lock.close()
             raise
+
+    @property
+    def _shared(self) -> SharedPacks | None:
+        return self.disk if isinstance(self.disk, SharedPacks) else None
+
+    def _recover(self) -> Recovered:
+        """Bring index and packs together; an index about other packs is made anew."""
+
+        def recovery() -> Recovery:
+            return Recovery(
+                disk=self.disk,
+                folder=self._packs_folder,
+                identity=self._identity,
+                index=self._index,
+                report=self.opened,
+                pack_bytes_max=self.options.pack_bytes_max,
+            )
+
+        try:
+            return recovery().run()
+        except IndexStale:
+            self._index.close()
+            remove_index(self.disk, self.folder)
+            self._index = open_index(self.disk, self.folder, self._identity, self.opened)
+            return recovery().run()
 
     # ---- storing ----
 
@@ -242,6 +269,22 @@ class BlockStore:
         Raises StorageFull or StorageFailed, and keeps failing until all is durable.
         """
         self._making_room(self._writer.sync)
+
+    def seal(self) -> None:
+        """Like sync(), and end the open pack: all that was put lies in sealed packs then.
+
+        On a disk with SharedPacks they are where others use them. Raises StorageFull and
+        StorageFailed; what was put stays, and the next call tries again.
+        """
+        self._making_room(self._seal)
+
+    def _seal(self) -> None:
+        self._writer.flush(seal=True)
+        if self._writer.seal_error is not None:
+            raise self._writer.seal_error
+        shared = self._shared
+        if shared is not None:
+            shared.settle()
 
     def ingest(self, stream: BinaryIO, workers: int = 2) -> list[tuple[ChunkId, int]]:
         """Cut and store a stream; return its chunks' ids and lengths in order. Not yet durable."""
@@ -546,6 +589,7 @@ class BlockStore:
             marks=marks,
             touched=touched,
             kept_roots=set(kept),
+            secure=self._seal if self._shared is not None else self._writer.flush,
         ).run(plan, report, batch_bytes=size)
         return report
 

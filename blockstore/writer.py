@@ -269,6 +269,11 @@ class Writer:
     # ---- making durable ----
 
     @property
+    def seal_error(self) -> OrbitError | None:
+        """Why the last sync could not write the table of a full pack; None if it could."""
+        return self._seal_error
+
+    @property
     def unsynced(self) -> bool:
         """Whether sync() has anything to do."""
         with self._append_lock:
