@@ -7,11 +7,8 @@ Every flag of the command line ends up here, and nowhere else. What goes togethe
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final
-
-from blockstore.errors import OrbitError
+from dataclasses import dataclass, field
+from typing import Final
 
 DELETE_SHARE_MAX: Final = 0.1  # of the destination's files that a mirror deletes unless told more
 
@@ -99,6 +96,9 @@ class Options:
     expires: str = ""  # a duration
     on_conflict: OnConflict = OnConflict.REFUSE
 
+    # NAME=VALUE, of the remotes that are opened; source.NAME and dest.NAME are one end's.
+    remote_options: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
@@ -111,58 +111,3 @@ class JobSpec:
     priority: int = 0  # higher first
     after: tuple[int, ...] = ()  # jobs that must be done before
     schedule: str = ""  # cron's five fields, or @daily and the like; "": once, now
-
-
-class BadSpec(OrbitError):
-    """The JSON is no job; the message says where."""
-
-
-def spec_to_json(spec: JobSpec) -> dict[str, Any]:
-    """Return what `spec_from_json` reads; options that are as always are left out."""
-    usual, found = asdict(Options()), asdict(spec.options)
-    options = {name: value for name, value in found.items() if value != usual[name]}
-    return asdict(spec) | {"options": options}
-
-
-def spec_from_json(value: Mapping[str, Any]) -> JobSpec:
-    """Read a job. Raises BadSpec for unknown fields and values of a wrong kind."""
-    given = dict(value)
-    options = given.pop("options", {})
-    if not isinstance(options, Mapping):
-        raise BadSpec("options: write an object")
-    read = _checked(Options(), options)
-    spec = _checked(JobSpec(Verb.COPY, ""), given, without=("options",))
-    if "verb" not in spec or not spec.get("source"):
-        raise BadSpec("a job needs a verb and a source")
-    return JobSpec(**spec, options=Options(**read))
-
-
-def _checked(
-    usual: Options | JobSpec, given: Mapping[str, Any], without: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    known = {each.name: getattr(usual, each.name) for each in fields(usual)}
-    checked = {}
-    for name, value in given.items():
-        if name not in known or name in without:
-            raise BadSpec(f"{name}: there is no such option")
-        checked[name] = _value(name, known[name], value)
-    return checked
-
-
-def _value(name: str, usual: object, value: Any) -> Any:
-    """`value` as the kind of thing that it usually is."""
-    if name == "delete_max":
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            return value
-    elif name == "after":
-        if isinstance(value, list | tuple) and all(type(each) is int for each in value):
-            return tuple(value)
-    elif isinstance(usual, enum.StrEnum):
-        if isinstance(value, str) and value in list(type(usual)):
-            return type(usual)(value)
-    elif isinstance(usual, tuple):
-        if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
-            return tuple(value)
-    elif type(value) is type(usual):
-        return value
-    raise BadSpec(f"{name}: {value!r} is not what this option takes")
