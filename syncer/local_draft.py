@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
+from syncer.local_bytes import write_all
 from syncer.local_files import publish
 from syncer.local_nodes import Owners, apply, node_of
 from syncer.local_root import OPEN_NEW, LocalRoot, Spot, split
@@ -82,7 +83,7 @@ class Draft:
         with self.mine() as handle:
             os.ftruncate(handle, size)  # a hole at the end
             if metadata.mode is None:
-                metadata = metadata._replace(mode=0o666 & ~_umask())
+                metadata = metadata._replace(mode=0o666 & ~umask())
             apply(handle, metadata)
             if durable:
                 os.fsync(handle)
@@ -99,16 +100,7 @@ class Draft:
             self._open.close()
 
 
-def write_all(handle: int, data: bytes, offset: int) -> None:
-    """Write all bytes at an offset. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view = view[written:]
-        offset += written
-
-
-def _umask() -> int:
+def umask() -> int:
     """This process's mask, without changing it: other threads make files meanwhile."""
     with open("/proc/self/status", "rb") as status:  # noqa: PTH123 - two lines are read
         for line in status:

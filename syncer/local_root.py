@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from syncer import linux
@@ -135,8 +135,10 @@ class Directories:
     For one thread. What is renamed meanwhile stays open as what it was.
     """
 
-    def __init__(self, root: LocalRoot) -> None:
+    def __init__(self, root: LocalRoot, touch: Callable[[int], None] | None = None) -> None:
+        """`touch` is called with each directory when it has been opened."""
         self._root = root
+        self._touch = touch
         self._open: OrderedDict[bytes, int] = OrderedDict()  # by path; least recently used first
 
     def at(self, path: bytes, *, make: bool = False) -> int:
@@ -167,7 +169,16 @@ class Directories:
         if len(self._open) >= _HANDLES_MAX:
             os.close(self._open.popitem(last=False)[1])
         self._open[path] = handle
+        if self._touch is not None:
+            self._touch(handle)
         return handle
+
+    def open_file(self, path: bytes) -> int:
+        """The file, open for reading; for the caller to close."""
+        if not path:  # the root itself is a file, or a symlink to one: its owner chose it
+            return os.open(self._root.root, OPEN_FILE & ~os.O_NOFOLLOW)
+        folder, name = self.spot(path)
+        return os.open(name, OPEN_FILE, dir_fd=folder)
 
     def close(self) -> None:
         """Let go of all."""

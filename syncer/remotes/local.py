@@ -61,14 +61,19 @@ def shown(path: bytes) -> str:
     return ascii(os.fsdecode(path))
 
 
+def remote_error(path: bytes, error: OSError) -> RemoteError:
+    """What the system's error means. EIO and the like: the disk, or a network's, is away."""
+    kind = _ERRORS.get(error.errno or 0, Unreachable)
+    return kind(f"{shown(path)}: {error.strerror}")
+
+
 @contextlib.contextmanager
 def system_errors(path: bytes) -> Iterator[None]:
-    """Raise what the system's errors mean. EIO and the like: the disk, or a network's, is away."""
+    """Raise what the system's errors mean."""
     try:
         yield
     except OSError as error:
-        kind = _ERRORS.get(error.errno or 0, Unreachable)
-        raise kind(f"{shown(path)}: {error.strerror}") from error
+        raise remote_error(path, error) from error
 
 
 def system_error(number: int) -> OSError:

@@ -1,0 +1,194 @@
+"""Many small files, written under temporary names, brought to the disk at once, then named.
+
+One sync of the file system before the renames of a batch promises what an fsync of each file
+would, for a hundredth of the journal's commits. Blocks: for threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from syncer.local_bytes import Method
+from syncer.local_files import publish
+from syncer.local_root import OPEN_NEW, Directories, sync_directory
+from syncer.remotes.errors import Full, RemoteError
+from syncer.remotes.local import remote_error, system_errors
+from syncer.tree import Node
+
+if TYPE_CHECKING:
+    from syncer.local_tree import LocalTree
+
+
+class CopyOutcome(NamedTuple):
+    """What became of one file of a batch."""
+
+    error: RemoteError | None = None  # None: it is there, whole
+    method: Method = Method.NOTHING
+    bytes_copied: int = 0  # holes are not counted
+
+
+class Place(NamedTuple):
+    """Where a file of a batch goes."""
+
+    path: bytes
+    old: Node | None  # what may be replaced
+    replace: bool  # where `old` is None: whatever is there, or nothing at all
+
+
+class _Written(NamedTuple):
+    number: int  # of its place
+    temporary: bytes
+
+
+UNDONE: Final = CopyOutcome()
+
+
+class Batch:
+    """Files that get their names together. `write` them, then `publish`; `close` it in any case.
+
+    `write` may be called from several threads, each with its own Directories of the target.
+    """
+
+    def __init__(self, target: LocalTree, places: Sequence[Place], *, durable: bool) -> None:
+        self._target = target
+        self._places = places
+        self._durable = durable
+        self._written: list[_Written] = []
+        self._writers = threading.Condition()
+        self._running = 0
+        self._stopped = False
+        self._full: Full | None = None
+        self.outcomes: list[CopyOutcome] = [UNDONE] * len(places)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._writers:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._writers:
+                self._running -= 1
+                self._writers.notify_all()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Directories]:
+        """The target's directories for one thread's writing; `close` waits until it has ended."""
+        with (
+            self._at_work(),
+            contextlib.closing(
+                Directories(self._target.root, self._target.touched.note)
+            ) as directories,
+        ):
+            yield directories
+
+    @property
+    def stopped(self) -> bool:
+        """Whether whoever writes should end."""
+        return self._stopped
+
+    def stop(self) -> None:
+        """Have everything end soon, with nothing published that is not yet."""
+        self._stopped = True
+
+    def fail(self, index: int, error: RemoteError) -> None:
+        """Say that a file could not be written. A full disk fails all that come after."""
+        self.outcomes[index] = CopyOutcome(error)
+        if isinstance(error, Full):
+            self._full = error
+
+    @contextlib.contextmanager
+    def file(self, directories: Directories, index: int) -> Iterator[int]:
+        """A new file, open for writing and reading, that is one of the batch if nothing is raised.
+
+        RemoteErrors and OSErrors within become the file's outcome.
+        """
+        place = self._places[index]
+        temporary = b""
+        try:
+            if self._full is not None:
+                raise self._full
+            folder, _ = directories.spot(place.path, make=True)
+            temporary = self._target.parts.new()
+            # Not readable by more than it will be.
+            handle = os.open(temporary, OPEN_NEW, 0o600, dir_fd=folder)
+            try:
+                yield handle
+            except BaseException:
+                self._remove(directories, place.path, temporary)
+                raise
+            finally:
+                os.close(handle)
+            self._written.append(_Written(index, temporary))
+        except OSError as error:
+            self.fail(index, remote_error(self._target.root.path(place.path), error))
+        except RemoteError as error:
+            self.fail(index, error)
+
+    def _remove(self, directories: Directories, path: bytes, temporary: bytes) -> None:
+        with contextlib.suppress(OSError, RemoteError):
+            os.unlink(temporary, dir_fd=directories.spot(path)[0])
+
+    def publish(self) -> list[CopyOutcome]:
+        """Bring all to the disk, and give them their names; what became of each."""
+        with (
+            self._at_work(),
+            contextlib.closing(Directories(self._target.root)) as directories,
+        ):
+            try:
+                if self._durable and self._written and not self._stopped:
+                    with system_errors(self._target.root.root):
+                        self._target.touched.sync()
+            except RemoteError as error:
+                for each in self._written:  # none of them is known to be on the disk
+                    self.fail(each.number, error)
+                return self.outcomes  # `close` removes the files
+            named = []
+            while self._written and not self._stopped:
+                each = self._written.pop()
+                if self._name(directories, each):
+                    named.append(each.number)
+            if self._durable:
+                self._sync_directories(directories, named)
+            return self.outcomes
+
+    def _name(self, directories: Directories, written: _Written) -> bool:
+        place = self._places[written.number]
+        where = self._target.root.path(place.path)
+        try:
+            spot = directories.spot(place.path)
+            publish(spot, written.temporary, where, place.old, replace=place.replace)
+        except OSError as error:
+            self.fail(written.number, remote_error(where, error))
+        except RemoteError as error:
+            self.fail(written.number, error)
+        else:
+            return True
+        self._remove(directories, place.path, written.temporary)
+        return False
+
+    def _sync_directories(self, directories: Directories, named: Sequence[int]) -> None:
+        folders: dict[bytes, list[int]] = {}
+        for index in named:
+            folders.setdefault(self._places[index].path.rpartition(b"/")[0], []).append(index)
+        for folder, indexes in folders.items():
+            try:
+                with system_errors(self._target.root.path(folder)):
+                    sync_directory(directories.at(folder))
+            except RemoteError as error:
+                for index in indexes:
+                    self.fail(index, error)
+
+    def close(self) -> None:
+        """Wait until nobody writes any more, and remove what was not published."""
+        self._stopped = True
+        with self._writers:
+            self._writers.wait_for(lambda: not self._running)
+        with contextlib.closing(Directories(self._target.root)) as directories:
+            while self._written:
+                each = self._written.pop()
+                self._remove(directories, self._places[each.number].path, each.temporary)
