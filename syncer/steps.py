@@ -43,9 +43,7 @@ class Step(NamedTuple):
     kind: StepKind
     path: bytes  # at the destination
     reason: str = ""  # why, for people: "new", "size differs", …
-    # Lower first: of files the semantic class; of MKDIR the depth; of DELETE and DIRECTORY_METADATA
-    # the negative depth.
-    rank: int = 0
+    rank: int = 0  # of the semantic class; lower first
     size: int = 0  # bytes to be moved at most
     source_path: bytes = b""  # where it comes from; the file that LINK names at the destination
     node: Node | None = None  # as the source has it
