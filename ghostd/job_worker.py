@@ -1,0 +1,119 @@
+"""The worker process: started while there is something to do, ended with the daemon.
+
+A job must not hold the interpreter's lock against FUSE requests, so jobs have a process of their
+own (docs/syncer.md). It reaches the store and the namespace through the door, and ends by itself
+when no job waits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from ghostd.door_server import DoorServer
+from syncer.jobs import Jobs
+
+log = structlog.get_logger(__name__)
+
+_GRACE_S: Final = 5.0  # to give its jobs back when the daemon stops
+_LOOK_S: Final = 60.0  # between two looks at the schedules, at most
+_CRASHED_S: Final = 1.0  # before it is started again; doubles
+_CRASHED_MAX_S: Final = 60.0
+_LIVED_S: Final = 30.0  # who lives longer has not crashed at once
+
+
+class JobWorker:
+    """Owned by the filesystem's loop; `wake` is for any thread."""
+
+    def __init__(self, jobs: Jobs, state: Path, mount: Path, door: DoorServer) -> None:
+        self._jobs = jobs
+        self._state = state
+        self._mount = mount
+        self._door = door
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._woken = trio.Event()
+        self.pid = 0  # 0: no worker runs
+        self.starts = 0  # so far
+
+    def wake(self) -> None:
+        """Something was queued, or is wanted of a job."""
+        if self._token is not None:
+            self._token.run_sync_soon(self._woken.set)
+
+    async def run(self) -> None:
+        """Keep a worker running while jobs wait, until cancelled; then end it."""
+        self._token = trio.lowlevel.current_trio_token()
+        pause_s = 0.0
+        while True:
+            due_s = await trio.to_thread.run_sync(self._jobs.next_due_s)
+            if due_s is None or due_s > 0 or pause_s:
+                with trio.move_on_after(max(pause_s, min(_LOOK_S, due_s or _LOOK_S))):
+                    await self._woken.wait()
+                self._woken = trio.Event()
+                if pause_s:
+                    with trio.move_on_after(pause_s):
+                        await trio.sleep_forever()
+                    pause_s = 0.0
+                continue
+            self._woken = trio.Event()
+            began = time.monotonic()
+            code = await self._work()
+            if code and time.monotonic() - began < _LIVED_S:
+                pause_s = min(_CRASHED_MAX_S, max(_CRASHED_S, 2 * pause_s))
+            if code:
+                log.warning("the worker of jobs has failed and is started again", code=code)
+
+    async def _work(self) -> int:
+        """One life of a worker process; its exit code."""
+        connections = self._door.open()
+        numbers = [connection.fileno() for connection in connections]
+        try:
+            process = await trio.lowlevel.open_process(
+                [
+                    sys.executable,
+                    "-m",
+                    "syncer.worker",
+                    "--state",
+                    str(self._state),
+                    "--mount",
+                    str(self._mount),
+                    "--door",
+                    ",".join(map(str, numbers)),
+                    "--parent",
+                    str(os.getpid()),
+                ],
+                pass_fds=numbers,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            for connection in connections:
+                connection.close()
+        self.pid, self.starts = process.pid, self.starts + 1
+        try:
+            return await process.wait()
+        except trio.Cancelled:
+            await self._end(process)
+            raise
+        finally:
+            self.pid = 0
+
+    @staticmethod
+    async def _end(process: trio.Process) -> None:
+        with trio.CancelScope(shield=True):
+            process.send_signal(signal.SIGTERM)
+            with trio.move_on_after(_GRACE_S):
+                await process.wait()
+                return
+            process.kill()
+            await process.wait()
