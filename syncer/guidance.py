@@ -49,7 +49,6 @@ class Case:
     spec: JobSpec
     source: Features
     destination: Features
-    privileged: bool = True  # may give files to others
 
     @property
     def options(self) -> Options:
@@ -130,7 +129,7 @@ def _not_kept(case: Case) -> str:
     options, source, destination = case.options, case.source, case.destination
     wanted = (
         ("permissions", options.modes and source.mode, destination.mode),
-        ("owners", options.owners and source.owner, destination.owner),
+        ("owners", options.owners and source.owner, destination.owner or destination.local),
         ("extended attributes and ACLs", options.xattrs and source.xattrs, destination.xattrs),
         ("hard links (each name becomes a file)", options.hard_links and source.hard_links,
          destination.hard_links),
@@ -406,11 +405,10 @@ RULES: Final[tuple[Rule, ...]] = (
             case.options.owners
             and case.writes
             and case.destination.local
-            and case.destination.owner
-            and not case.privileged
+            and not case.destination.owner
         ),
-        "only root gives files to others: files of other users become yours; run it as root to "
-        "keep owners",
+        "files of other users become yours: only root gives files to others, and some file systems "
+        "(FAT, SMB) know no owners",
     ),
     Rule(
         "symlinks-impossible",
@@ -453,15 +451,12 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 
 
-def check(
-    spec: JobSpec, source: Features, destination: Features, *, privileged: bool = True
-) -> list[Advice]:
+def check(spec: JobSpec, source: Features, destination: Features) -> list[Advice]:
     """Return what applies: errors first, each in the table's order.
 
-    `destination`: where there is none (verify of a snapshot), the source's again. `privileged`:
-    whether this process may give files to others.
+    `destination`: where there is none (verify of a snapshot), the source's again.
     """
-    case = Case(spec, source, destination, privileged)
+    case = Case(spec, source, destination)
     found = [
         Advice(rule.name, rule.severity, _sentence(rule, case))
         for rule in RULES
