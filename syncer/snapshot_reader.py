@@ -111,6 +111,19 @@ class SnapshotReader:
             raise TreeDamaged("an object of a directory is not what its index says")
         return found
 
+    def leaves(self, directory: Entry) -> Iterator[tuple[ChunkId, Sequence[Entry]]]:
+        """Yield the leaves of a directory with their ids; see `pages`."""
+        if directory.child is None:
+            raise Unsupported(f"{directory.name!r} is no directory")
+        todo: list[tuple[ChunkId, int | None]] = [(directory.child, None)]
+        while todo:
+            name, level = todo.pop()
+            found = self._object(name, level)
+            if isinstance(found, Index):
+                todo += [(c.id, found.level - 1) for c in reversed(found.children)]
+            else:
+                yield name, found.entries
+
     def pages(self, directory: Entry, after: bytes = b"") -> Iterator[Sequence[Entry]]:
         """Yield the entries of a directory whose names come after `after`, in order."""
         if directory.child is None:

@@ -84,15 +84,18 @@ class Sums(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One name of a directory. None: not known. Times in nanoseconds since 1970."""
+    """One name of a directory. None: not known. Times in nanoseconds since 1970.
+
+    The first seven fields are those of a Node, so that the two are quickly compared.
+    """
 
     name: bytes  # of a root: empty
     kind: NodeKind
     size: int = 0  # bytes of a file; of a directory: of all files below
+    mtime_ns: int | None = None
     mode: int | None = None  # permission bits only
     uid: int | None = None
     gid: int | None = None
-    mtime_ns: int | None = None
     owner: str | None = None
     group: str | None = None
     recipe: Recipe | None = None  # files
@@ -447,10 +450,10 @@ def _entries(data: bytes, count: int, names_bytes: int) -> list[Entry]:
             name,
             kind,
             size,
+            mtime_ns if has & _HAS_MTIME else None,
             mode if has & _HAS_MODE else None,
             uid if has & _HAS_UID else None,
             gid if has & _HAS_GID else None,
-            mtime_ns if has & _HAS_MTIME else None,
             owners[owner],
             owners[group],
             recipe,
@@ -581,10 +584,10 @@ def entry_of(node: Node, recipe: Recipe | None = None, **more: object) -> Entry:
         node.name,
         node.kind,
         node.size if node.kind is NodeKind.FILE else 0,
+        node.mtime_ns,
         node.mode,
         node.uid,
         node.gid,
-        node.mtime_ns,
         node.owner,
         node.group,
         recipe,
