@@ -9,7 +9,8 @@ to the log.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError
 from blockstore.ids import ChunkId
 from blockstore.store import BlockStore
 from ghostd.namespace import FILE_NAME, Namespace
+from ghostd.snapshots_rows import forget
+from syncer.catalogue import Snapshot, SnapshotFolder, decode_snapshot
+from syncer.recipes import TreeDamaged
+from syncer.remotes.errors import Exists
 
 _KIND = "namespace"
 _READ_BYTES = 8 << 20
@@ -35,6 +40,7 @@ class Copy:
     taken_ns: int
     size_bytes: int
     recipe: tuple[ChunkId, ...]  # the chunks that hold the list of the file's chunks
+    snapshots: tuple[ChunkId, ...] = ()  # the chunks that hold the records of all snapshots
 
     def payload(self) -> bytes:
         """The root record."""
@@ -44,6 +50,7 @@ class Copy:
                 "taken_ns": self.taken_ns,
                 "bytes": self.size_bytes,
                 "recipe": [chunk_id.hex() for chunk_id in self.recipe],
+                "snapshots": [chunk_id.hex() for chunk_id in self.snapshots],
             }
         ).encode()
 
@@ -53,12 +60,17 @@ class Copy:
         found = json.loads(payload)
         if found.get("kind") != _KIND:
             return None
-        recipe = tuple(ChunkId(bytes.fromhex(text)) for text in found["recipe"])
-        return cls(found["taken_ns"], found["bytes"], recipe)
+        recipe, snapshots = (
+            tuple(ChunkId(bytes.fromhex(text)) for text in found.get(key, ()))
+            for key in ("recipe", "snapshots")
+        )
+        return cls(found["taken_ns"], found["bytes"], recipe, snapshots)
 
 
-def take_copy(store: BlockStore, file: DiskFile, taken_ns: int) -> tuple[Copy, bytes]:
-    """Store the database file and a root record for it, durably.
+def take_copy(
+    store: BlockStore, file: DiskFile, snapshots: Sequence[Snapshot], taken_ns: int
+) -> tuple[Copy, bytes]:
+    """Store the database file, the records of snapshots and a root record for both, durably.
 
     The copy, and every chunk id it needs.
 
@@ -76,11 +88,13 @@ def take_copy(store: BlockStore, file: DiskFile, taken_ns: int) -> tuple[Copy, b
         listing[at : at + _RECIPE_CHUNK_BYTES] for at in range(0, len(listing), _RECIPE_CHUNK_BYTES)
     ]
     recipe = tuple(store.put(pieces))
-    copy = Copy(taken_ns, offset, recipe)
+    records: list[ChunkId] = []
+    _put_cut(store, b"".join(each.encode() for each in snapshots), records, final=True)
+    copy = Copy(taken_ns, offset, recipe, tuple(records))
     store.sync()
     store.append_root(copy.payload())
     store.sync()
-    return copy, listing + b"".join(recipe)
+    return copy, listing + b"".join(recipe) + b"".join(records)
 
 
 def _put_cut(store: BlockStore, data: bytes, ids: list[ChunkId], *, final: bool) -> bytes:
@@ -111,10 +125,18 @@ def read_copy(store: BlockStore, copy: Copy) -> Iterator[bytes]:
                 yield found[chunk_id]
 
 
-def recover(folder: Path, store: BlockStore, disk: Disk) -> Copy:
-    """Bring namespace.db back from the newest whole copy in the packs.
+def read_snapshots(store: BlockStore, copy: Copy) -> list[Snapshot]:
+    """The records of snapshots of a copy. Raises ChunkMissing, ChunkDamaged, TreeDamaged."""
+    found = store.fetch(copy.snapshots)
+    lines = b"".join(found[name] for name in copy.snapshots).splitlines(keepends=True)
+    # A record has two lines: what it says, and the hash of that.
+    return [decode_snapshot(b"".join(lines[at : at + 2])) for at in range(0, len(lines), 2)]
 
-    What is there now is kept beside it.
+
+def recover(folder: Path, store: BlockStore, disk: Disk, records: SnapshotFolder) -> Copy:
+    """Bring namespace.db back from the newest whole copy in the packs, and lost snapshots with it.
+
+    What is there now is kept beside it; records of snapshots that are there stay as they are.
 
     Raises NothingToRecover.
     """
@@ -128,13 +150,19 @@ def recover(folder: Path, store: BlockStore, disk: Disk) -> Copy:
             disk.unlink(target)
         try:
             _write(disk, target, read_copy(store, copy))
-        except (ChunkMissing, ChunkDamaged) as error:
+            snapshots = read_snapshots(store, copy)
+        except (ChunkMissing, ChunkDamaged, TreeDamaged) as error:
             reasons.append(str(error))
             continue
         _set_aside(folder, disk)
         disk.rename(target, folder / FILE_NAME)
         disk.fsync_dir(folder)
-        Namespace.open(folder, disk).close()
+        namespace = Namespace.open(folder, disk)
+        namespace.write(forget)  # collections since the copy may have taken what it remembers
+        namespace.close()
+        for snapshot in snapshots:
+            with suppress(Exists):
+                records.add(snapshot)
         return copy
     raise NothingToRecover(
         f"{folder}: the packs hold no whole copy of the namespace"

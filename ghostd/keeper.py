@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import apsw
@@ -22,7 +23,9 @@ from ghostd.namespace import FILE_NAME, Namespace, chunk_roots, translated
 from ghostd.threads import Threads
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
+from syncer.catalogue import SnapshotFolder
 
+SNAPSHOTS_FOLDER = "snapshots"  # of the state folder: their records
 _COPIES_KEPT = 3  # as many root records as the store keeps
 
 
@@ -53,13 +56,32 @@ class Keeper:
         # Kept open until the end: closing any descriptor of the file would drop SQLite's locks on
         # it.
         self._database: DiskFile = disk.open(folder / FILE_NAME)
-        self.copied_epoch = 0
+        self.records = SnapshotFolder(folder / SNAPSHOTS_FOLDER, disk)
+        # How many of somebody's jobs store chunks that nothing names yet.
+        self.holds: list[Callable[[], int]] = []
+        self._copied_epoch = 0
+        self._records_copied = True
 
     def close(self) -> None:
         """After the namespace has been closed."""
         self._database.close()
 
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[None]:
+        """No copy, collection or check runs inside."""
+        async with self._lock:
+            yield
+
     # --- copies --------------------------------------------------------------------------------
+
+    @property
+    def copy_due(self) -> bool:
+        """Something has changed since the last copy."""
+        return self.tree.committed_epoch > self._copied_epoch or not self._records_copied
+
+    def snapshots_changed(self) -> None:
+        """A snapshot was recorded or removed: copies carry their records."""
+        self._records_copied = False
 
     async def copy_namespace(self) -> None:
         """Put a copy of the namespace, as of the last commit, into the packs."""
@@ -84,17 +106,20 @@ class Keeper:
             snapshot = await threads.run("maintenance", self._namespace.snapshot)
         try:
             taken = time.time_ns()
+            self._records_copied = True
+            records = await threads.run("maintenance", self.records.list)
             _, needed = await threads.run(
-                "maintenance", take_copy, self.store, self._database, taken
+                "maintenance", take_copy, self.store, self._database, records.snapshots, taken
             )
             async with writeback.paused():
                 await threads.run("commit", self._namespace.record_copy, taken, needed, keep)
         except BaseException:
             self._namespace.end_snapshot(snapshot)
+            self._records_copied = False
             raise
         finally:
             writeback.checkpoints_held = False
-        self.copied_epoch = epoch
+        self._copied_epoch = epoch
         return snapshot
 
     # --- collection ----------------------------------------------------------------------------

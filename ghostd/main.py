@@ -34,7 +34,7 @@ from ghostd.filesystem import Filesystem
 from ghostd.flusher import Flusher
 from ghostd.fuse import Operations, supplementary_groups
 from ghostd.invalidator import Invalidator
-from ghostd.keeper import Keeper
+from ghostd.keeper import SNAPSHOTS_FOLDER, Keeper
 from ghostd.listings import ListingOptions
 from ghostd.logs import configure_logging
 from ghostd.mountpoint import MountRefused, attach, mounted_at, prepare, sync_kernel, tune, unmount
@@ -51,6 +51,7 @@ from ghostd.trim import trim_when_quiet
 from ghostd.warming import Works
 from ghostd.writeback import Writeback, WritebackOptions
 from orbit_socket import default_socket
+from syncer.catalogue import SnapshotFolder
 
 log = structlog.get_logger("ghostd")
 
@@ -136,7 +137,7 @@ def _recover(state: Path, config: Config) -> int:
     disk = OsDisk()
     store = _open_store(state, config, disk)
     try:
-        copy = copies.recover(state, store, disk)
+        copy = copies.recover(state, store, disk, SnapshotFolder(state / SNAPSHOTS_FOLDER, disk))
     finally:
         store.close()
     sys.stdout.write(
@@ -419,7 +420,7 @@ class Daemon:
     async def _copy_regularly(self) -> None:
         while True:
             await trio.sleep(self._config.write.copy_interval_s)
-            if self._tree.committed_epoch > self._keeper.copied_epoch:
+            if self._keeper.copy_due:
                 await self._copy()
 
     async def _copy(self) -> None:
@@ -471,7 +472,7 @@ class Daemon:
     async def _finish(self) -> None:
         with trio.CancelScope(shield=True):
             await self._writeback.commit_once()
-            if self._tree.committed_epoch > self._keeper.copied_epoch:
+            if self._keeper.copy_due:
                 await self._copy()
         log.info("stopped")
 

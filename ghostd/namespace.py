@@ -131,6 +131,11 @@ class Namespace:
             "WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?"
         )
 
+    @property
+    def shared(self) -> bool:
+        """`snapshot` returns the connection that writes: on a disk that takes but one."""
+        return self._shared
+
     # --- opening -------------------------------------------------------------------------------
 
     @classmethod

@@ -7,9 +7,10 @@ directory as it is. Nothing is noted before the first snapshot.
 
 The invariant: a row of `tree_objects` names an object that shows its directory, and everything
 below, as of the last settling; and the object is whole in the store, because a recorded snapshot
-reaches it or because no collection has run since it was put. A collection deletes the other rows
-before it removes anything (`drop_unreached`); so does whoever brings an older namespace.db back
-(`forget`).
+reaches it or because no collection has run since it was put. A collection marks all rows as suspect
+(`suspect`) before it removes anything, deletes those that no recorded snapshot reaches, and takes
+the mark away; where that did not come to pass, the next snapshot remembers nothing. Whoever brings
+an older namespace.db back calls `forget`.
 
 Functions take the connection that they are to use; those that write belong to the commit thread,
 within a transaction.
@@ -25,6 +26,7 @@ import apsw
 from ghostd.inodes import InodeRow
 
 _PROJECTION: Final = 17  # place of the column in InodeRow
+_TRUSTED, _SUSPECT = 1, 2  # values of `tracking` in `meta`; 0: nothing is noted or remembered
 _SETTLED: Final = 20_000  # changed inodes in one transaction: about 0.1 s
 
 
@@ -38,13 +40,35 @@ class StoredTree(NamedTuple):
 
 def tracks(connection: apsw.Connection) -> bool:
     """Whether changes are noted."""
-    row = connection.execute("SELECT value FROM meta WHERE key = 'tracking'").fetchone()
-    return row is not None and bool(row[0])
+    return _tracking(connection) != 0
 
 
 def begin_tracking(connection: apsw.Connection) -> None:
-    """Note changes from now on; before, no object is remembered."""
-    connection.execute("UPDATE meta SET value = 1 WHERE key = 'tracking'").fetchall()
+    """Note changes from now on, if not before; what is suspect is forgotten."""
+    if _tracking(connection) != _TRUSTED:
+        forget(connection)
+        _set_tracking(connection, _TRUSTED)
+
+
+def suspect(connection: apsw.Connection) -> None:
+    """A collection begins: until `trust`, no object may be believed to be there."""
+    if _tracking(connection) == _TRUSTED:
+        _set_tracking(connection, _SUSPECT)
+
+
+def trust(connection: apsw.Connection) -> None:
+    """Those objects that are still remembered are whole in the store."""
+    if _tracking(connection) == _SUSPECT:
+        _set_tracking(connection, _TRUSTED)
+
+
+def _tracking(connection: apsw.Connection) -> int:
+    row = connection.execute("SELECT value FROM meta WHERE key = 'tracking'").fetchone()
+    return 0 if row is None else cast("int", row[0])
+
+
+def _set_tracking(connection: apsw.Connection, value: int) -> None:
+    connection.execute("UPDATE meta SET value = ? WHERE key = 'tracking'", (value,)).fetchall()
 
 
 def note_changes(
@@ -100,7 +124,7 @@ def forget(connection: apsw.Connection) -> None:
     """Remember nothing: the next snapshot writes every directory."""
     connection.execute("DELETE FROM tree_objects").fetchall()
     connection.execute("DELETE FROM changed").fetchall()
-    connection.execute("UPDATE meta SET value = 0 WHERE key = 'tracking'").fetchall()
+    _set_tracking(connection, 0)
 
 
 def unreached(

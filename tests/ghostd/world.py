@@ -18,13 +18,14 @@ from blockstore.disk import Disk
 from ghostd import copies
 from ghostd.filesystem import Caller, Filesystem
 from ghostd.inodes import Inode
-from ghostd.keeper import Keeper
+from ghostd.keeper import SNAPSHOTS_FOLDER, Keeper
 from ghostd.namespace import Namespace
 from ghostd.projected import Projected
 from ghostd.reader import Reader, ReadOptions
 from ghostd.threads import Inline, Threads
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback, WritebackOptions
+from syncer.catalogue import SnapshotFolder
 from tests.ghostd.scale import STORE
 
 FOLDER = Path("/state")
@@ -177,7 +178,7 @@ def recover(disk: Disk, folder: Path = FOLDER) -> None:
     """What `ghostd --recover` does."""
     store = BlockStore.open(folder, STORE, disk)
     try:
-        copies.recover(folder, store, disk)
+        copies.recover(folder, store, disk, SnapshotFolder(folder / SNAPSHOTS_FOLDER, disk))
     finally:
         store.close()
 
