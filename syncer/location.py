@@ -1,4 +1,4 @@
-"""What a user's SRC or DST means, and the trees that it opens.
+"""What a user's SRC or DST means. Pure; `ends` opens the trees.
 
 | written | means |
 |---|---|
@@ -15,7 +15,8 @@ holds a `:` is refused, since it is nearly always a URL with a slash missing or 
 
 SRC is mapped onto DST: what lies in SRC will lie in DST under the same names, as `cp -aT` does it,
 whether or not SRC or DST ends in a slash. If SRC is a single file it gets the name DST, unless DST
-is an existing directory or ends in a slash: then it goes into it under its own name.
+is an existing directory or ends in a slash: then it goes into it under its own name. Symlinks that
+SRC or DST themselves are, are followed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import enum
 import os
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from syncer.remotes.errors import BadUrl
 
@@ -167,3 +169,20 @@ def _inside(text: str, whole: str) -> tuple[str, bytes, bool]:
 def absolute(text: str, folder: bytes) -> str:
     """`text` as it can be stored in a job: it means the same from any folder. Raises BadUrl."""
     return str(parse(text, folder))
+
+
+def split(location: Location) -> tuple[Location, bytes]:
+    """The folder that a location lies in, and its name there. Raises BadUrl for a root. Pure."""
+    if location.kind is LocationKind.REMOTE:
+        url = location.place.rstrip("/")
+        folder, _, name = url.rpartition("/")
+        if folder.endswith("/") or not name:  # scheme://host
+            raise BadUrl(f"{location} is no file: it names nothing but a server")
+        decoded = unquote_to_bytes(name.encode("utf-8", "surrogateescape"))
+        return Location(location.kind, place=f"{folder}/", slash=True), decoded
+    parent, _, name_bytes = location.path.rpartition(b"/")
+    if not name_bytes:
+        raise BadUrl(f"{location} is no file: it is the root")
+    if location.kind is LocationKind.LOCAL:
+        parent = parent or b"/"
+    return Location(location.kind, parent, location.place, location.snapshot, True), name_bytes
