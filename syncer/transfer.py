@@ -84,7 +84,7 @@ class Mover(Protocol):
         """Try; None: this one is for somebody else. Raises nothing but bugs."""
 
 
-Keep = Callable[[Step, StepResult], None]
+Keep = Callable[[Sequence[tuple[Step, StepResult]]], None]
 
 
 class Transfer:
@@ -107,7 +107,7 @@ class Transfer:
     ) -> None:
         """`wait_s`: how long a side may be away; `durable`: the ledger outlives the process.
 
-        `keep`: is given what was done or failed, for the audit trail.
+        `keep`: is given what was done or failed, for the audit trail, before the ledger is; blocks.
         """
         self._steps = steps
         self._options: Options = steps.options
@@ -121,7 +121,7 @@ class Transfer:
         self._mover = mover
         self._keep = keep
         self._random = random.Random(seed)  # noqa: S311  jitter
-        self._results: list[StepResult] = []
+        self._results: list[tuple[Step, StepResult]] = []  # to be noted
         self._out: dict[int, None] = {}  # taken, not noted
         self._noting = trio.Lock()
         self._taking = trio.Lock()
@@ -223,6 +223,7 @@ class Transfer:
             if result is None:
                 left.append(each)
             else:
+                self._succeeded_s = trio.current_time()
                 self._became(each.step, result)
         for each in left:
             if self.stopped:
@@ -291,7 +292,7 @@ class Transfer:
     def _became(self, step: Step, result: StepResult) -> None:
         """Count it, tell it, and keep it to be noted."""
         self._out.pop(result.number, None)
-        self._results.append(result)
+        self._results.append((step, result))
         count(self._report, step, result)
         if step.kind in _MOVING and step.node is not None:
             meter = self._meter
@@ -299,8 +300,6 @@ class Transfer:
                 meter.files_done += 1
             elif result.state is StepState.FAILED:
                 meter.files_failed += 1
-        if self._keep is not None and result.state is not StepState.SKIPPED:
-            self._keep(step, result)
         if result.state is StepState.FAILED:
             self._say("file.failed", step, message=result.error)
             if self._options.fail_fast:
@@ -337,15 +336,19 @@ class Transfer:
             if not self._results:
                 return
             results, self._results = self._results, []
-            if not self._durable:
-                self._ledger.record(results)
-                return
-            try:
-                await self._steps.target.sync()
-            except RemoteError:
-                self._results = results + self._results  # the next time
-                return
-            await trio.to_thread.run_sync(self._ledger.record, results)
+            if self._durable:
+                try:
+                    await self._steps.target.sync()
+                except RemoteError:
+                    self._results = results + self._results  # the next time
+                    return
+            if self._keep is not None:
+                await trio.to_thread.run_sync(self._keep, results)
+            noted = [result for _, result in results]
+            if self._durable:
+                await trio.to_thread.run_sync(self._ledger.record, noted)
+            else:
+                self._ledger.record(noted)
 
 
 def count(report: Report, step: Step, result: StepResult) -> None:

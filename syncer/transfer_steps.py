@@ -22,12 +22,12 @@ from syncer.remotes.errors import (
     Unsupported,
 )
 from syncer.steps import Step, StepKind, StepResult, StepState
-from syncer.transfer_content import BLOCK_BYTES, Pass, SourceContent, digest_of, source_content
+from syncer.transfer_content import Pass, SourceContent, digest_of, source_content
 from syncer.tree import Features, Metadata, Node, NodeKind, Tree
 
 CHANGED_MAX = 3  # times that a file is read again because it changed meanwhile
 SPOILED_MAX = 2  # times that a file is written which then does not verify
-_AHEAD_BYTES = 8 << 20  # read before it is asked for, of one file
+_AHEAD = 8  # blocks of one file that are read before they are asked for
 
 
 class NotVerified(RemoteError):
@@ -140,14 +140,39 @@ class Steps:
                 if spoiled == SPOILED_MAX:
                     raise
                 step = step._replace(old=None)  # what was written has been removed
-            except Changed:
+            except (Changed, Exists) as error:
                 now = await self._as_it_is(step)
                 if _same(now, step.node):
-                    raise  # it is the destination that is another one
+                    # It is the destination that is another one: by us, before a crash?
+                    if await self._is_there(step):
+                        return StepResult(number, StepState.DONE, bytes_saved=now.size)
+                    raise type(error)(f"{error}; run the job again to compare anew") from None
                 changes += 1
                 if changes > CHANGED_MAX:
                     raise Changed("it changes again and again while it is read") from None
                 step = step._replace(node=now)
+
+    async def _is_there(self, step: Step) -> bool:
+        """Whether the destination has the content, and the time, that this step would give it."""
+        assert step.node is not None
+        try:
+            there = await self.target.stat(step.path)
+        except Missing:
+            return False
+        if there.kind is not NodeKind.FILE or there.size != step.node.size:
+            return False
+        resolution_ns = self.target.features.mtime_resolution_ns
+        if self.options.times and resolution_ns:
+            wanted_ns, found_ns = step.node.mtime_ns, there.mtime_ns
+            if wanted_ns is None or found_ns is None:
+                return False
+            return abs(found_ns - wanted_ns) < resolution_ns
+        return await self._digest(self.source, step.source_path, step.node) == await self._digest(
+            self.target, step.path, there
+        )
+
+    async def _digest(self, tree: Tree, path: bytes, node: Node) -> bytes:
+        return await digest_of(tree, path, node, ahead=_AHEAD)
 
     async def _as_it_is(self, step: Step) -> Node:
         node = await self.source.stat(step.source_path)
@@ -166,13 +191,18 @@ class Steps:
             self.source,
             step.source_path,
             node,
-            ahead=max(1, _AHEAD_BYTES // BLOCK_BYTES),
+            ahead=_AHEAD,
             before=self._take,
             after=self._moved,
             hashed=self.options.verify,
         ) as content:
             written = await self.target.write(
-                step.path, content, metadata, ranges=ranges, old=step.old
+                step.path,
+                content,
+                metadata,
+                ranges=ranges,
+                old=step.old,
+                replace=step.old is not None,
             )
             checksum = ""
             if self.options.verify:
@@ -189,15 +219,14 @@ class Steps:
     async def _verify(self, step: Step, content: SourceContent, written: Node) -> str:
         """Read the destination back. Holes were not read on the way: then the source is, again."""
         assert step.node is not None
-        ahead = max(1, _AHEAD_BYTES // BLOCK_BYTES)
         sent = content.digest
         if sent is None:
-            sent = await digest_of(self.source, step.source_path, step.node, ahead=ahead)
+            sent = await self._digest(self.source, step.source_path, step.node)
         if not written.exact:
             written = await self.target.stat(step.path)
         kept = b""
         if written.size == step.node.size:
-            kept = await digest_of(self.target, step.path, written, ahead=ahead)
+            kept = await self._digest(self.target, step.path, written)
         if kept != sent:
             await self.target.delete(step.path, written)
             raise NotVerified(
