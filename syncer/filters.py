@@ -221,6 +221,16 @@ class Filters:
             return self._limited(compiled, node, decision)
         return decision
 
+    def leaves_out(self, path: bytes) -> bool:
+        """Whether a directory, or one above it, is left out, as far as is known here."""
+        names = path.split(b"/") if path else []
+        return any(
+            not self.decide(
+                b"/".join(names[: depth + 1]), Node(names[depth], NodeKind.DIRECTORY)
+            ).keep
+            for depth in range(len(names))
+        )
+
     def _ignored(self, text: bytes, *, directory: bool) -> Decision:
         for ignore in self._ignores:
             line = ignore.decide(text, directory=directory)

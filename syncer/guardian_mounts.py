@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,6 +69,11 @@ class Mounts:
             return None
         rest = path[len(mount.point) :].lstrip(b"/") if mount.point != b"/" else path[1:]
         return Place(mount.device, mount.root.rstrip(b"/") + b"/" + rest if rest else mount.root)
+
+    @property
+    def all(self) -> Iterable[Mount]:
+        """Those that can be seen."""
+        return self._by_point.values()
 
     def is_point(self, path: bytes) -> bool:
         """Whether something is mounted exactly here."""

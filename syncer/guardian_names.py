@@ -36,14 +36,11 @@ class NameProblem:
 class NameCheck:
     """What the names of one destination must be like."""
 
-    def __init__(self, features: Features, kind: str = "", prefix_bytes: int = 0) -> None:
-        """`kind`: the URL's scheme, or the type of the file system; "": any name will do.
-
-        `prefix_bytes`: of the destination's own path, which counts against the longest.
-        """
+    def __init__(self, features: Features, kind: str = "", *, ignore_case: bool = False) -> None:
+        """`kind`: the URL's scheme, or the type of the file system; "": any name will do."""
         self._name_bytes_max = features.name_bytes_max
-        self._path_bytes_max = features.path_bytes_max - prefix_bytes
-        self._case_sensitive = features.case_sensitive
+        self._path_bytes_max = features.path_bytes_max
+        self._case_sensitive = features.case_sensitive and not ignore_case
         self._windows = kind in _WINDOWS
         self._text = kind in _TEXT
 
