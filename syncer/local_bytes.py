@@ -42,11 +42,17 @@ class Ways:
         return True
 
     def copy(
-        self, source: int, target: int, offset: int, length: int, devices: tuple[int, int]
+        self,
+        source: int,
+        target: int,
+        offset: int,
+        length: int,
+        devices: tuple[int, int],
+        shift: int = 0,
     ) -> Method:
-        """Copy a range to the same place; less only when the source ends before. Raises OSError.
+        """Copy a range to the place `shift` bytes further on; less only when the source ends.
 
-        Moves the files' positions.
+        Moves the files' positions. Raises OSError.
         """
         end = offset + length
         for method in (Method.COPY_FILE_RANGE, Method.SENDFILE):
@@ -55,9 +61,10 @@ class Ways:
             try:
                 while offset < end:
                     if method is Method.COPY_FILE_RANGE:
-                        done = os.copy_file_range(source, target, end - offset, offset, offset)
+                        to = offset + shift
+                        done = os.copy_file_range(source, target, end - offset, offset, to)
                     else:
-                        os.lseek(target, offset, os.SEEK_SET)
+                        os.lseek(target, offset + shift, os.SEEK_SET)
                         done = os.sendfile(target, source, offset, end - offset)
                     if not done:  # the end, or a file system that does not mean it: read and see
                         break
@@ -73,7 +80,7 @@ class Ways:
             data = os.pread(source, min(_BUFFER_BYTES, end - offset), offset)
             if not data:
                 break
-            write_all(target, data, offset)
+            write_all(target, data, offset + shift)
             offset += len(data)
         return Method.BUFFERED
 

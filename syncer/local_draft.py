@@ -29,9 +29,16 @@ class Draft:
         temporary: bytes,
         owners: Owners,
         touch: Callable[[int], None],
+        *,
+        new: bool = True,
     ) -> None:
-        """`touch` is called with the open directory before it is written to."""
+        """`touch` is called with the open directory before it is written to.
+
+        `new` false: go on with a temporary file that is there.
+        """
         self._touch = touch
+        self._new = new
+        self._kept = False
         self._root = root
         self._path = path
         self._temporary = temporary
@@ -56,20 +63,24 @@ class Draft:
     def _begin(self) -> None:
         self._spot = self._open.enter_context(self._root.spot(split(self._path), make=True))
         self._touch(self._spot[0])
+        flags = OPEN_NEW if self._new else OPEN_NEW & ~(os.O_CREAT | os.O_EXCL)
         # Not readable by more than it will be.
-        self._handle = os.open(self._temporary, OPEN_NEW, 0o600, dir_fd=self._spot[0])
+        self._handle = os.open(self._temporary, flags, 0o600, dir_fd=self._spot[0])
         self._open.callback(os.close, self._handle)
         self._open.callback(self._remove)
 
+    def keep(self) -> None:
+        """Leave what is written there when it is closed, for whoever goes on with it."""
+        self._kept = True
+
+    def forget(self) -> None:
+        """Remove it after all."""
+        self._kept = False
+
     def _remove(self) -> None:
-        if not self._published:
+        if not self._published and not self._kept:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._spot[0])
-
-    @property
-    def directory(self) -> int:
-        """The open directory that it is in, once it is open itself."""
-        return self._spot[0]
 
     def write(self, data: bytes, offset: int) -> None:
         """Write bytes at an offset."""

@@ -225,10 +225,13 @@ class LocalTree:
         finally:
             await self.finish(draft.close)
 
-    def draft(self, path: bytes, temporary: bytes | None = None) -> Draft:
-        """A new file for `path`; nothing is done before it is first used. Close it."""
+    def draft(self, path: bytes, temporary: bytes = b"", *, new: bool = True) -> Draft:
+        """A new file for `path`; nothing is done before it is first used. Close it.
+
+        `new` false: go on with the temporary file that is there.
+        """
         name = temporary or self.parts.new()
-        return Draft(self.root, path, name, self.scanner.owners, self.touched.note)
+        return Draft(self.root, path, name, self.scanner.owners, self.touched.note, new=new)
 
     async def mkdir(self, path: bytes, metadata: Metadata) -> None:
         """See Tree. The root's own metadata are left as they are."""
