@@ -162,7 +162,7 @@ class Steps:
         if there.kind is not NodeKind.FILE or there.size != step.node.size:
             return False
         resolution_ns = self.target.features.mtime_resolution_ns
-        if self.options.times and resolution_ns:
+        if self.options.times and resolution_ns and not self.options.verify:
             wanted_ns, found_ns = step.node.mtime_ns, there.mtime_ns
             if wanted_ns is None or found_ns is None:
                 return False
@@ -228,7 +228,8 @@ class Steps:
         if written.size == step.node.size:
             kept = await self._digest(self.target, step.path, written)
         if kept != sent:
-            await self.target.delete(step.path, written)
+            # As it is now: somebody else may have spoilt it.
+            await self.target.delete(step.path, await self.target.stat(step.path))
             raise NotVerified(
                 "the destination gave back other bytes than were written, and was removed"
             )
