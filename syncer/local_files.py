@@ -112,7 +112,7 @@ class LocalFiles:
             raise Unreachable(f"{self._where(ROOT)} is not there: is its disk mounted?") from None
 
     @contextlib.contextmanager
-    def _pinned(self, path: bytes, node: Node) -> Iterator[int]:
+    def pinned(self, path: bytes, node: Node) -> Iterator[int]:
         """The open file, which is the one of `node` before and after. Raises Changed."""
         try:
             with self._spot(path) as (folder, name), opened(name, OPEN_FILE, folder) as handle:
@@ -126,7 +126,7 @@ class LocalFiles:
 
     def read(self, path: bytes, node: Node, offset: int, length: int) -> bytes:
         """See Tree."""
-        with self._pinned(path, node) as handle:
+        with self.pinned(path, node) as handle:
             data = read_all(handle, offset, length)
         if len(data) != length:
             raise Garbled(f"{self._where(path)} gave {len(data)} of {length} bytes at {offset}")
@@ -134,7 +134,7 @@ class LocalFiles:
 
     def data_ranges(self, path: bytes, node: Node) -> list[tuple[int, int]]:
         """See Tree."""
-        with self._pinned(path, node) as handle:
+        with self.pinned(path, node) as handle:
             found = os.fstat(handle)
             return ranges_of(handle, found)
 

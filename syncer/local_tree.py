@@ -100,7 +100,7 @@ class LocalTree:
         self.durable = durable
         self.touched = Touched()
         self.scanner = Scanner(self.root, device=device)
-        self._files = LocalFiles(self.root, self.scanner.owners, self.parts, self.touched.note)
+        self.files = LocalFiles(self.root, self.scanner.owners, self.parts, self.touched.note)
         self._features = features
         self._limiter = limiter or trio.CapacityLimiter(THREADS_MAX)
         self._closing = trio.CapacityLimiter(THREADS_MAX)  # never behind what hangs
@@ -182,19 +182,19 @@ class LocalTree:
 
     async def stat(self, path: bytes) -> Node:
         """See Tree."""
-        return await self.run(self._files.stat, path)
+        return await self.run(self.files.stat, path)
 
     async def read(self, path: bytes, node: Node, offset: int, length: int) -> bytes:
         """See Tree."""
-        return await self.run(self._files.read, path, node, offset, length)
+        return await self.run(self.files.read, path, node, offset, length)
 
     async def xattrs(self, path: bytes) -> Mapping[bytes, bytes]:
         """See Tree."""
-        return await self.run(self._files.xattrs, path)
+        return await self.run(self.files.xattrs, path)
 
     async def data_ranges(self, path: bytes, node: Node) -> Sequence[tuple[int, int]]:
         """See Tree."""
-        return await self.run(self._files.data_ranges, path, node)
+        return await self.run(self.files.data_ranges, path, node)
 
     async def write(
         self,
@@ -235,38 +235,38 @@ class LocalTree:
 
     async def mkdir(self, path: bytes, metadata: Metadata) -> None:
         """See Tree. The root's own metadata are left as they are."""
-        await self.run(self._files.mkdir, path, metadata)
+        await self.run(self.files.mkdir, path, metadata)
 
     async def symlink(self, path: bytes, target: bytes, metadata: Metadata) -> None:
         """See Tree."""
-        await self.run(self._files.symlink, path, target, metadata)
+        await self.run(self.files.symlink, path, target, metadata)
 
     async def hard_link(self, path: bytes, existing: bytes) -> None:
         """See Tree."""
-        await self.run(self._files.hard_link, path, existing)
+        await self.run(self.files.hard_link, path, existing)
 
     async def special(self, path: bytes, node: Node, metadata: Metadata) -> None:
         """See Tree."""
-        await self.run(self._files.special, path, node, metadata)
+        await self.run(self.files.special, path, node, metadata)
 
     async def set_metadata(self, path: bytes, metadata: Metadata) -> None:
         """See Tree."""
-        await self.run(self._files.set_metadata, path, metadata)
+        await self.run(self.files.set_metadata, path, metadata)
 
     async def delete(self, path: bytes, node: Node) -> None:
         """See Tree. Of a directory, what dead writers left in it goes too."""
-        await self.run(self._files.delete, path, node)
+        await self.run(self.files.delete, path, node)
 
     async def rename(self, path: bytes, new_path: bytes) -> None:
         """See Tree."""
-        await self.run(self._files.rename, path, new_path)
+        await self.run(self.files.rename, path, new_path)
 
     async def clean(self, path: bytes) -> int:
         """Remove what dead writers left in one directory; how many files.
 
         Parts of this machine's ended processes at once, others after a week.
         """
-        return await self.run(self._files.clean, path)
+        return await self.run(self.files.clean, path)
 
     async def sync(self) -> None:
         """See Tree. As long as the disk takes for all that is on its way to it."""
