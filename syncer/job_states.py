@@ -46,7 +46,7 @@ STEPS: Final[dict[JobState, frozenset[JobState]]] = {
     # Tried again.
     JobState.PARTLY: frozenset({JobState.QUEUED}),
     JobState.FAILED: frozenset({JobState.QUEUED}),
-    JobState.CANCELLED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED, JobState.SCHEDULED}),
 }
 
 RETRIABLE: Final = ENDED - {JobState.DONE}

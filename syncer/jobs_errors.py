@@ -14,7 +14,7 @@ class NoSuchJob(JobError):
 
 
 class BadJob(JobError):
-    """The job cannot be submitted: unknown dependencies, a circle of them, a bad schedule, …"""
+    """The job cannot be submitted: unknown dependencies, a circle of them, a bad schedule."""
 
 
 class NotNow(JobError):
