@@ -7,8 +7,8 @@ thread for remotes and loads none of their libraries.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,17 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 @dataclass(slots=True)
+class _Shared:
+    """What all jobs of a process use."""
+
+    bridge: Bridge | None = None
+    machinery: Machinery | None = None
+    hosts: Hosts | None = None
+    policy: RemotePolicy | None = None
+    audit: AuditLog | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """One process's surroundings, shared by its jobs. `close` it.
 
@@ -49,62 +60,76 @@ class Context:
     mount: bytes | None = None
     repository: str = ""  # of `snapshot:` locations where there is no door
     wait_s: float = 600.0  # for a remote that is away, before what needs it fails
-    remote_options: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of every remote that is opened
+    classes: tuple[tuple[str, str], ...] = ()  # globs and the semantic class of what they match
     audited: bool = True
-    _bridge: Bridge | None = None
-    _machinery: Machinery | None = None
-    _hosts: Hosts | None = None
-    _policy: RemotePolicy | None = None
-    _audit: AuditLog | None = None
-    _closers: list[Callable[[], None]] = field(default_factory=list)
+    # By place (a URL or the beginning of one): what the remotes there are opened with.
+    remote_options: tuple[tuple[str, Mapping[str, str]], ...] = ()
+    _shared: _Shared = field(default_factory=_Shared)
+
+    def with_remote_options(self, *options: tuple[str, Mapping[str, str]]) -> Context:
+        """The same surroundings, for one job that opens its remotes with these options."""
+        return replace(self, remote_options=options)
 
     @property
     def machinery(self) -> Machinery:
         """What drivers of remotes need; starts the bridge."""
-        if self._machinery is None:
+        shared = self._shared
+        if shared.machinery is None:
             from syncer.remotes.bridge import Bridge
             from syncer.remotes.credentials import Credentials, default_path
             from syncer.remotes.machinery import Machinery
 
-            self._bridge = Bridge()
-            self._bridge.start()
-            self._machinery = Machinery(self._bridge, Credentials(default_path()))
-        return self._machinery
+            shared.bridge = Bridge()
+            shared.bridge.start()
+            shared.machinery = Machinery(shared.bridge, Credentials(default_path()))
+        return shared.machinery
 
     @property
     def hosts(self) -> Hosts:
         """What the remotes of one host share."""
-        if self._hosts is None:
+        if self._shared.hosts is None:
             from syncer.remotes.wrappers import Hosts
 
-            self._hosts = Hosts()
-        return self._hosts
+            self._shared.hosts = Hosts()
+        return self._shared.hosts
 
     @property
     def policy(self) -> RemotePolicy:
         """How patient calls of remotes are; the job is more patient than a single call."""
-        if self._policy is None:
+        if self._shared.policy is None:
             from syncer.remotes.policy import RemotePolicy
 
-            self._policy = RemotePolicy()
-        return self._policy
+            self._shared.policy = RemotePolicy()
+        return self._shared.policy
+
+    @property
+    def audit(self) -> AuditLog | None:
+        """The audit trail, opened when it is first asked for; None: there is to be none. Blocks."""
+        if self.audited and self._shared.audit is None:
+            from syncer.audit import AuditLog
+
+            self._shared.audit = AuditLog.open(self.state / "audit")
+        return self._shared.audit
 
     async def open_remote(self, url: str, options: Mapping[str, str] | None = None) -> Remote:
         """A remote with retries, breaker and limits around it. Raises BadUrl, Denied."""
         from syncer.remotes import registry
         from syncer.remotes.wrappers import wrapped
 
-        remote = await registry.open_remote(
-            url, {**self.remote_options, **(options or {})}, self.machinery
-        )
+        chosen: dict[str, str] = {}
+        for place, given in self.remote_options:
+            # A single file's tree is that of the folder above it.
+            if place.startswith(url.rstrip("/")):
+                chosen.update(given)
+        remote = await registry.open_remote(url, chosen | dict(options or {}), self.machinery)
         return wrapped(remote, self.policy, self.hosts)
 
     def close(self) -> None:
         """Give everything up; blocks for some seconds at most."""
-        while self._closers:
-            self._closers.pop()()
-        if self._bridge is not None:
-            self._bridge.stop()
-            self._bridge = self._machinery = None
+        shared = self._shared
+        if shared.audit is not None:
+            shared.audit.close()
+            shared.audit = None
+        if shared.bridge is not None:
+            shared.bridge.stop()
+            shared.bridge = shared.machinery = None
