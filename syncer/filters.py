@@ -67,20 +67,30 @@ class FilterTest(NamedTuple):
         return f"{shown(self.path)}: {self.decision.verdict.value}; {because}"
 
 
+def _regex(rule: Rule, *, directory: bool) -> str | None:
+    """What a rule matches; None: nothing of this kind."""
+    from syncer.filter_patterns import glob_regex, regex_anywhere
+
+    if rule.glob is not None:
+        return glob_regex(_rule_text(rule.glob), directory=directory)
+    if rule.regex is not None:
+        return regex_anywhere(_rule_text(rule.regex))
+    return ".*"
+
+
 class _Rules:
     """Rules for one kind of paths: directories, or all others."""
 
     def __init__(self, book: RuleBook, *, directory: bool) -> None:
-        from syncer.filter_patterns import PatternSet, glob_regex, regex_anywhere
+        from syncer.filter_patterns import FilterError, PatternSet
 
         taken: list[Rule] = []
         regexes: list[str] = []
         for rule in book.rules:
-            regex: str | None = ".*"
-            if rule.glob is not None:
-                regex = glob_regex(_rule_text(rule.glob), directory=directory)
-            elif rule.regex is not None:
-                regex = regex_anywhere(_rule_text(rule.regex))
+            try:
+                regex = _regex(rule, directory=directory)
+            except FilterError as error:
+                raise FilterError(f"filter rule {rule}: {error}") from None
             # Sizes and ages are those of files.
             if regex is not None and not (directory and rule.conditions):
                 taken.append(rule)
