@@ -18,7 +18,8 @@ from ghostd.filemap import Extent
 from ghostd.inodes import Inode
 from ghostd.projection import Projection
 from ghostd.remote_rows import RemoteRows
-from syncer.remotes.errors import Unreachable
+from ghostd.snapshot_remote import SnapshotRemote
+from syncer.remotes.errors import Changed, Missing, Unreachable
 
 
 def gaps(extents: Sequence[Extent], start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -32,6 +33,11 @@ def gaps(extents: Sequence[Extent], start: int, end: int) -> Iterator[tuple[int,
         at = max(at, high)
     if at < end:
         yield at, end
+
+
+def _in_order(extents: list[Extent]) -> list[Extent]:
+    extents.sort(key=lambda extent: extent[0])
+    return extents
 
 
 class Entangler:
@@ -56,6 +62,9 @@ class Entangler:
 
         Raises RemoteError, RemoteVersionGone.
         """
+        stored = self._stored(inode)
+        if stored is not None:
+            return await self._cover_stored(stored, inode, extents, start, end), {}
         numbers = self._numbers(inode, extents, start, end)
         # What is here is named before the wait: evicted meanwhile, it is missed by its name. A gap
         # that stays open would be read as zeros.
@@ -69,10 +78,37 @@ class Entangler:
                 data[chunk_id] = block
         return self._filled(inode, extents, start, end, ids), data
 
+    def _stored(self, inode: Inode) -> SnapshotRemote | None:
+        projection = self._projection_of(inode.projection)
+        return None if projection is None else projection.stored
+
+    async def _cover_stored(
+        self, stored: SnapshotRemote, inode: Inode, extents: list[Extent], start: int, end: int
+    ) -> list[Extent]:
+        """The gaps filled with what the base has there; what stays open is a hole."""
+        row = self._rows.versions.get(inode.base)
+        if row is None:
+            raise RemoteVersionGone("the projection that the file came from has been taken away")
+        filled = list(extents)
+        try:
+            for low, high in gaps(extents, start, min(end, inode.base_end)):
+                filled += await stored.extents(row.key, row.version, low, high)
+        except (Missing, Changed) as error:
+            raise RemoteVersionGone(str(error)) from None
+        return _in_order(filled)
+
     def known(self, inode: Inode, extents: list[Extent], start: int, end: int) -> list[Extent]:
         """The extents with those gaps filled whose blocks have been fetched before."""
         if inode.base_end <= start:
             return extents
+        stored, row = self._stored(inode), self._rows.versions.get(inode.base)
+        if stored is not None:
+            if row is None:
+                return extents
+            filled = list(extents)
+            for low, high in gaps(extents, start, min(end, inode.base_end)):
+                filled += stored.known_extents(row.version, low, high)
+            return _in_order(filled)
         numbers = self._numbers(inode, extents, start, end)
         ids = {number: self._rows.block(inode.base, number) for number in numbers}
         return self._filled(inode, extents, start, end, ids)
@@ -81,7 +117,7 @@ class Entangler:
         """A read of [start, end) is being answered: fetch ahead what its pattern suggests."""
         projection = self._projection_of(inode.projection)
         row = self._rows.versions.get(inode.base)
-        if projection is not None and row is not None:
+        if projection is not None and row is not None and projection.stored is None:
             self._fetcher.observe(projection, inode, row, start, end)
 
     def closed(self, ino: int) -> None:
@@ -91,6 +127,11 @@ class Entangler:
     def lost(self, inode: Inode, chunk_id: bytes, start: int, end: int) -> bool:
         """A chunk is not in the store; whether it was a block, to be fetched again."""
         if inode.base_end <= start:
+            return False
+        stored, row = self._stored(inode), self._rows.versions.get(inode.base)
+        if stored is not None:
+            if row is not None:
+                stored.forget(row.version)  # the snapshot may be gone: that is told next
             return False
         found = False
         for number in self._numbers(inode, [], start, end):
@@ -128,8 +169,7 @@ class Entangler:
                     first = max(low, number * size)
                     last = min(high, (number + 1) * size)
                     filled.append((first, last, chunk_id, first - number * size))
-        filled.sort(key=lambda extent: extent[0])
-        return filled
+        return _in_order(filled)
 
     async def _fetch(self, inode: Inode, numbers: list[int]) -> dict[int, tuple[ChunkId, bytes]]:
         projection = self._projection_of(inode.projection)

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from blockstore.errors import OrbitError
+from ghostd.errors import StaleHandle
 from ghostd.inodes import FLAG_LOCAL, Inode, LookupCounts
 from ghostd.projection import Projection
 from ghostd.remote_names import local_name
@@ -25,7 +26,7 @@ from ghostd.remote_rows import DirRow, VersionRow
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
 from syncer.remotes.errors import Missing, RemoteError, Unreachable, Unsupported
-from syncer.remotes.remote import Entry, Kind, Page
+from syncer.remotes.remote import Entry, Exact, Kind, Page
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +36,11 @@ _ALONE_MAX = 2  # names of a directory asked for one by one before it is listed 
 _DIRECTORY_MODE = 0o755  # where the remote knows none
 _FILE_MODE = 0o644
 _REMOVE_PAGE = 500
+_MODES = {
+    Kind.DIRECTORY: stat.S_IFDIR | _DIRECTORY_MODE,
+    Kind.SYMLINK: stat.S_IFLNK | 0o777,
+    Kind.FILE: stat.S_IFREG | _FILE_MODE,
+}
 _EXPIRED_NS = 1  # `listed_ns` of a directory that is to be listed again
 
 
@@ -410,13 +416,14 @@ class Listings:
             name = local_name(entry.name, is_dir, ())
             assert name is not None, "nothing was taken"
             found = tree.find(ino, name)
-            if found is not None and seen.get(found[1]):
+            linked = entry.as_was is not None and entry.as_was.link
+            if found is not None and seen.get(found[1]) and not linked:
                 # `a` and `a/` of an object store: the second one is shown by another name.
                 name = local_name(entry.name, is_dir, (name,))
                 found = None if name is None else tree.find(ino, name)
                 if found is not None and seen.get(found[1]):
                     name = None
-            shown = entry.kind is not Kind.OTHER and not (
+            shown = (entry.kind is not Kind.OTHER or entry.as_was is not None) and not (
                 entry.kind is Kind.SYMLINK and entry.target is None
             )
             if name is None or not shown:
@@ -451,7 +458,7 @@ class Listings:
         entry: Entry,
         flight: _Flight,
     ) -> None:
-        inode = self._make(projection, directory, entry)
+        inode = self._linked(projection, entry) or self._make(projection, directory, entry)
         self._tree.set_name(directory.ino, name, inode.ino)
         directory.children += 1
         directory.nlink += inode.is_dir
@@ -465,8 +472,15 @@ class Listings:
             return inode.is_dir
         if entry.kind is Kind.SYMLINK:
             return inode.target == entry.target
+        exact = entry.as_was
+        if exact is not None:
+            if (stat.S_IFMT(inode.mode), inode.rdev) != (exact.format, exact.rdev):
+                return False
+            if entry.kind is Kind.OTHER:
+                return True
         row = self._tree.remote.versions.get(inode.base)
-        if row is None or not inode.is_file or row.key != entry.key:
+        linked = exact is not None and exact.link  # the key is that of another of its names
+        if row is None or not inode.is_file or (row.key != entry.key and not linked):
             return False
         if not entry.exact:
             # The row may know more by now: compare with what was shown from the last listing.
@@ -477,11 +491,12 @@ class Listings:
     def _make(self, projection: Projection, directory: Inode, entry: Entry) -> Inode:
         attributes = projection.attributes(entry)
         tree = self._tree
-        kind = {
-            Kind.DIRECTORY: stat.S_IFDIR | _DIRECTORY_MODE,
-            Kind.SYMLINK: stat.S_IFLNK | 0o777,
-            Kind.FILE: stat.S_IFREG | _FILE_MODE,
-        }[entry.kind]
+        exact = entry.as_was
+        if entry.kind is Kind.OTHER:
+            assert exact is not None, "other remotes' are not shown"
+            kind = exact.format | _FILE_MODE
+        else:
+            kind = _MODES[entry.kind]
         mode = stat.S_IFMT(kind) | (stat.S_IMODE(kind) if entry.mode is None else entry.mode)
         is_dir = entry.kind is Kind.DIRECTORY
         inode = tree.new_inode(
@@ -489,12 +504,14 @@ class Listings:
             uid=attributes.uid,
             gid=attributes.gid,
             nlink=2 if is_dir else 1,
-            rdev=0,
+            rdev=0 if exact is None else exact.rdev,
             parent=directory.ino if is_dir else 0,
             target=entry.target if entry.kind is Kind.SYMLINK else None,
             now_ns=attributes.mtime_ns,
             projection=projection.row.id,
         )
+        if exact is not None:
+            self._show_as_was(inode, exact)
         if entry.atime_ns is not None:
             inode.atime_ns = entry.atime_ns
         if is_dir:
@@ -503,6 +520,40 @@ class Listings:
             inode.base = inode.ino
             inode.size = inode.base_end = entry.size
             tree.remote.versions.set(inode.ino, _version_row(entry))
+        return inode
+
+    def _show_as_was(self, inode: Inode, exact: Exact) -> None:
+        """What a snapshot has of a file, and no other remote."""
+        tree = self._tree
+        if exact.ctime_ns is not None:
+            inode.ctime_ns = exact.ctime_ns
+        if exact.btime_ns is not None:
+            inode.btime_ns = exact.btime_ns
+        inode.base_holes = exact.holes
+        for name, value in exact.xattrs.items():
+            tree.set_xattr(inode, name, value)
+        if exact.link and not inode.is_dir:
+            tree.remote.links.set((inode.projection, exact.link), inode.ino)
+            # Names that are not known yet count, too: who meets the first one looks for more.
+            inode.nlink = max(1, exact.nlink)
+
+    def _linked(self, projection: Projection, entry: Entry) -> Inode | None:
+        """The inode that another name of the same file has already."""
+        exact = entry.as_was
+        if exact is None or not exact.link or entry.kind is Kind.DIRECTORY:
+            return None
+        tree = self._tree
+        ino = tree.remote.links.get((projection.row.id, exact.link))
+        if ino is None:
+            return None
+        try:
+            inode = tree.inode(ino)
+        except StaleHandle:
+            return None
+        if not inode.nlink:
+            return None
+        inode.nlink += not exact.nlink
+        tree.touch(inode)
         return inode
 
     def _renew(self, projection: Projection, inode: Inode, entry: Entry) -> None:

@@ -40,7 +40,9 @@ def orbit_xattr(
     if not inode.is_file:
         return None
     if name == RESIDENCY:
-        missing = _missing(tree, projection, seen(inode, 0, b"", b""), resident)
+        missing = 0
+        if projection.stored is None:
+            missing = _missing(tree, projection, seen(inode, 0, b"", b""), resident)
         return b"%d/%d" % (inode.size - missing, inode.size)
     row = tree.remote.versions.get(inode.base) if inode.base else None
     if row is None:

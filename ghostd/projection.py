@@ -9,6 +9,7 @@ from typing import Final
 
 from blockstore.errors import OrbitError
 from ghostd.remote_rows import ProjectionRow
+from ghostd.snapshot_remote import SnapshotRemote
 from syncer.remotes.remote import Entry, Remote
 
 _CONFLICTS_MAX: Final = 1_000
@@ -31,6 +32,8 @@ class Projection:
     def __init__(self, row: ProjectionRow, remote: Remote, *, uid: int, gid: int) -> None:
         self.row = row
         self.remote = remote
+        # Its files lie in our own store: nothing is fetched, cached or missing.
+        self.stored = remote if isinstance(remote, SnapshotRemote) else None
         self._uid = uid
         self._gid = gid
         options = json.loads(row.options)

@@ -78,6 +78,7 @@ class RemoteChanges:
     versions: list[tuple[int, VersionRow | None]] = field(default_factory=list)
     blocks: list[tuple[tuple[int, int], bytes | None]] = field(default_factory=list)
     hidden: list[tuple[tuple[int, bytes], bool | None]] = field(default_factory=list)
+    links: list[tuple[tuple[int, bytes], int | None]] = field(default_factory=list)
 
 
 class RemoteRows:
@@ -103,12 +104,14 @@ class RemoteRows:
         )
         self.blocks: Staged[tuple[int, int], bytes] = Staged(self._load_blocks)
         self.hidden: Staged[tuple[int, bytes], bool] = Staged(self._load_hidden)
+        self.links: Staged[tuple[int, bytes], int] = Staged(self._load_link)
         self._staged: tuple[Staged[Any, Any], ...] = (
             self.projections,
             self.dirs,
             self.versions,
             self.blocks,
             self.hidden,
+            self.links,
         )
 
     def _one(self, kind: Any, sql: str, values: tuple[Any, ...]) -> Any:
@@ -121,6 +124,10 @@ class RemoteRows:
 
     def _load_hidden(self, key: tuple[int, bytes]) -> bool | None:
         return bool(self._query("SELECT 1 FROM hidden WHERE parent = ? AND name = ?", key)) or None
+
+    def _load_link(self, key: tuple[int, bytes]) -> int | None:
+        rows = self._query("SELECT ino FROM snapshot_links WHERE projection = ? AND link = ?", key)
+        return rows[0][0] if rows else None
 
     # --- blocks --------------------------------------------------------------------------------
 
@@ -232,6 +239,12 @@ _STATEMENTS: Final = (
         "REPLACE INTO hidden VALUES(?, ?)",
         lambda key, _: key,
     ),
+    (
+        "links",
+        "DELETE FROM snapshot_links WHERE projection = ? AND link = ?",
+        "REPLACE INTO snapshot_links VALUES(?, ?, ?)",
+        lambda key, ino: (*key, ino),
+    ),
 )
 
 _OF_INODE: Final = (
@@ -239,6 +252,7 @@ _OF_INODE: Final = (
     "DELETE FROM versions WHERE id = ?",
     "DELETE FROM blocks WHERE version = ?",
     "DELETE FROM hidden WHERE parent = ?",
+    "DELETE FROM snapshot_links WHERE ino = ?",
 )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import trio
 
+from ghostd.errors import StaleHandle
 from ghostd.inodes import FLAG_LOCAL, Inode
 from ghostd.remote_rows import ProjectionRow
 from ghostd.tree import Tree
@@ -85,6 +86,7 @@ class Remover:
         inode = self._tree.inode(found[1])
         if inode.is_dir and not inode.flags & FLAG_LOCAL:
             await self._empty(inode, local_too=False)
+            await self._remove_nameless(inode.projection)
         found = self._tree.find(directory.ino, name)
         if found is None or found[1] != inode.ino:
             return
@@ -155,10 +157,33 @@ class Remover:
             directory.flags |= FLAG_LOCAL
             self._tree.touch(directory)
 
+    async def _remove_nameless(self, projection: int) -> None:
+        """Remove files whose names have gone, but which count others that were never listed."""
+        tree = self._tree
+        linked = "SELECT 1 FROM snapshot_links WHERE projection = ? LIMIT 1"
+        if not tree.remote.links.changed() and not tree.namespace.query(linked, (projection,)):
+            return
+        await self._writeback.commit()
+        for (ino,) in tree.namespace.query(
+            "SELECT l.ino FROM snapshot_links l WHERE l.projection = ?"
+            " AND NOT EXISTS(SELECT 1 FROM dirents d WHERE d.ino = l.ino)",
+            (projection,),
+        ):
+            try:
+                inode = tree.inode(ino)
+            except StaleHandle:
+                continue
+            if inode.dirty_epoch > tree.committed_epoch:
+                continue  # it has just got a name
+            inode.nlink = 0
+            tree.touch(inode)
+            tree.reap(inode)
+
     async def _remove_projection(self, row: ProjectionRow) -> None:
         root = self._tree.inode(row.id)
         if root.is_dir:
             await self._empty(root, local_too=True)
+            await self._remove_nameless(row.id)
             root = self._tree.inode(row.id)
         root.nlink = 0
         self._tree.touch(root)

@@ -153,6 +153,8 @@ class ResidencyCount:
         if version is not None and version.pinned:
             count.pinned_files += 1
             count.pinned_bytes += entry.size
+        if projection is not None and projection.stored is not None:
+            return  # all of it is here
         count.missing += base_shown(entry)
         if projection is None or version is None:
             return

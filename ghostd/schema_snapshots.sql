@@ -13,8 +13,9 @@ CREATE TABLE tree_objects(            -- directories whose tree object shows the
 );
 
 CREATE TABLE snapshot_links(          -- files of projected snapshots that have several names
-    owner INTEGER NOT NULL,           -- the directory that shows the snapshot's root
-    link  BLOB NOT NULL,              -- the file's identity in the snapshot
-    ino   INTEGER NOT NULL,
-    PRIMARY KEY(owner, link)
+    projection INTEGER NOT NULL,
+    link       BLOB NOT NULL,         -- the file's identity: of the snapshot, and in it
+    ino        INTEGER NOT NULL,
+    PRIMARY KEY(projection, link)
 ) WITHOUT ROWID;
+CREATE INDEX linked ON snapshot_links(ino);

@@ -242,7 +242,8 @@ class Works:
         work.bytes += entry.size
         row = self._tree.remote.versions.get(entry.base) if entry.base else None
         projection = self._projection_of(entry.projection)
-        if row is None or projection is None or not still_there(self._tree, entry):
+        here = projection is not None and projection.stored is not None
+        if row is None or projection is None or here or not still_there(self._tree, entry):
             work.bytes_done += entry.size
             self._one_less(work, file)
             return

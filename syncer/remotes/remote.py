@@ -51,6 +51,20 @@ class Checksum:
 
 
 @dataclass(frozen=True, slots=True)
+class Exact:
+    """What an entry of our own store has besides: it is shown as it was."""
+
+    format: int  # the type, as in st_mode
+    rdev: int = 0  # devices
+    ctime_ns: int | None = None  # nanoseconds since 1970
+    btime_ns: int | None = None
+    holes: int = 0  # bytes of a file that are holes
+    link: bytes = b""  # equal for the names of one file; empty: it has one name
+    nlink: int = 0  # how many names it has; 0: not known
+    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)  # ACLs among them
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file, directory or symlink. None: the remote does not know, or cannot tell."""
 
@@ -67,6 +81,7 @@ class Entry:
     checksum: Checksum | None = None
     exact: bool = True  # False: the size is right, the time is a listing's: `stat` before reading
     metadata: Mapping[str, bytes] = field(default_factory=dict)  # user metadata, content-type
+    as_was: Exact | None = None  # of snapshots in our own store
 
     @property
     def name(self) -> bytes:

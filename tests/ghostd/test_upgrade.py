@@ -22,7 +22,7 @@ ADDED = {
     3: (
         ("changed", "tree_objects", "snapshot_links"),
         ("base_holes",),
-        ("places",),
+        ("places", "linked"),
         ("tracking",),
     ),
 }
