@@ -252,7 +252,7 @@ class Transfer:
         began_s = trio.current_time()
         for attempt in itertools.count(1):
             try:
-                result = await self._steps.carry_out(taken.number, taken.step)
+                result = await self._steps.carry_out(taken.number, taken.step, taken.checkpoint)
             except RemoteError as error:
                 if not self._worth_it(error, attempt, began_s):
                     return self._failure(taken.number, error)

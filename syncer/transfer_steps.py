@@ -13,6 +13,7 @@ from functools import lru_cache
 import trio
 
 from syncer.options import Options
+from syncer.plan import trash_path
 from syncer.remotes.errors import (
     Changed,
     Exists,
@@ -22,11 +23,12 @@ from syncer.remotes.errors import (
     Unsupported,
 )
 from syncer.steps import Step, StepKind, StepResult, StepState
-from syncer.transfer_content import Pass, SourceContent, digest_of, source_content
+from syncer.transfer_content import Pass, digest_of, source_content
 from syncer.tree import Features, Metadata, Node, NodeKind, Tree
 
 CHANGED_MAX = 3  # times that a file is read again because it changed meanwhile
 SPOILED_MAX = 2  # times that a file is written which then does not verify
+_SAME_NAMES_MAX = 1_000  # in the trash
 _AHEAD = 8  # blocks of one file that are read before they are asked for
 
 
@@ -84,6 +86,10 @@ def _same(one: Node, other: Node | None) -> bool:
     )
 
 
+def _linkable(node: Node) -> bool:
+    return node.kind in {NodeKind.FILE, NodeKind.SYMLINK}
+
+
 class Steps:
     """The trees of one job, and what its steps do to them."""
 
@@ -100,6 +106,7 @@ class Steps:
         self.source = source
         self.target = target
         self.options = options
+        self.checkpoints: dict[int, bytes] = {}  # of the steps that are being carried out
         self._take = take
         self._moved = moved
 
@@ -113,13 +120,21 @@ class Steps:
             xattrs = await self.source.xattrs(step.source_path)
         return wanted_metadata(node, self.options, keeps, xattrs)
 
-    async def carry_out(self, number: int, step: Step) -> StepResult:
-        """Do it. Raises the trees' errors."""
-        return await _TABLE[step.kind](self, number, step)
+    async def carry_out(
+        self, number: int, step: Step, checkpoint: bytes | None = None
+    ) -> StepResult:
+        """Do it. `checkpoint`: what was saved when it was last begun. Raises the trees' errors."""
+        if checkpoint is not None:
+            self.checkpoints[number] = checkpoint
+        try:
+            return await _TABLE[step.kind](self, number, step)
+        finally:
+            self.checkpoints.pop(number, None)
 
     async def mkdir(self, number: int, step: Step) -> StepResult:
         """A directory, in place of a file if need be; its metadata come last."""
         if step.old is not None and step.old.kind is not NodeKind.DIRECTORY:
+            await self._to_trash(step)
             await self.target.delete(step.path, step.old)
         # Nobody else may look in before its metadata say so, which they do when all is in it.
         mode = 0o700 if self.options.modes and self.target.features.mode else None
@@ -181,8 +196,10 @@ class Steps:
         return node
 
     async def _copy(self, number: int, step: Step) -> StepResult:
+        """Once. Raises Changed, NotVerified."""
         node, began = step.node, trio.current_time()
         assert node is not None
+        await self._to_trash(step)
         ranges = None
         if self.target.features.holes and (node.allocated is None or node.allocated < node.size):
             ranges = await self.source.data_ranges(step.source_path, node)
@@ -206,7 +223,7 @@ class Steps:
             )
             checksum = ""
             if self.options.verify:
-                checksum = await self._verify(step, content, written)
+                checksum = await self._verify(step, content.digest, written)
         return StepResult(
             number,
             StepState.DONE,
@@ -216,10 +233,50 @@ class Steps:
             seconds=trio.current_time() - began,
         )
 
-    async def _verify(self, step: Step, content: SourceContent, written: Node) -> str:
-        """Read the destination back. Holes were not read on the way: then the source is, again."""
+    async def _to_trash(self, step: Step) -> None:
+        """Give what is replaced a second name in the trash, or move it there.
+
+        Where there are no second names, the file is away for as long as the new one takes.
+        """
+        if not self.options.trash or step.old is None or step.old.kind is NodeKind.DIRECTORY:
+            return
+        place = trash_path(self.options, step.path)
+        await self._into_trash(
+            step.path, place, link=self.target.features.hard_links and _linkable(step.old)
+        )
+
+    async def _into_trash(self, path: bytes, place: bytes, *, link: bool) -> bool:
+        """False: there is nothing."""
+        parent = place.rpartition(b"/")[0]
+        if parent:
+            await self.target.mkdir(parent, Metadata())
+        chosen = place
+        for number in range(1, _SAME_NAMES_MAX):
+            try:
+                if link:
+                    await self._free(chosen)
+                    await self.target.hard_link(chosen, path)
+                else:
+                    await self.target.rename(path, chosen)
+            except Missing:
+                return False
+            except Exists:
+                chosen = b"%s.%d" % (place, number)
+            else:
+                return True
+        raise Exists(f"the trash has {_SAME_NAMES_MAX} files of this name: empty it")
+
+    async def _free(self, path: bytes) -> None:
+        """Raise Exists when a name is taken: hard_link would replace it."""
+        try:
+            await self.target.stat(path)
+        except Missing:
+            return
+        raise Exists("taken")
+
+    async def _verify(self, step: Step, sent: bytes | None, written: Node) -> str:
+        """Read the destination back. `sent`: BLAKE3 of what was; None: the source is read again."""
         assert step.node is not None
-        sent = content.digest
         if sent is None:
             sent = await self._digest(self.source, step.source_path, step.node)
         if not written.exact:
@@ -240,17 +297,20 @@ class Steps:
         assert step.node is not None
         if step.node.target is None:
             raise Unsupported("the source does not say where the symlink leads")
+        await self._to_trash(step)
         await self.target.symlink(step.path, step.node.target, await self.metadata(step))
         return StepResult(number, StepState.DONE)
 
     async def special(self, number: int, step: Step) -> StepResult:
         """A pipe, socket or device."""
         assert step.node is not None
+        await self._to_trash(step)
         await self.target.special(step.path, step.node, await self.metadata(step))
         return StepResult(number, StepState.DONE)
 
     async def link(self, number: int, step: Step) -> StepResult:
         """One more name."""
+        await self._to_trash(step)
         await self.target.hard_link(step.path, step.source_path)
         size = step.node.size if step.node is not None else 0
         return StepResult(number, StepState.DONE, bytes_saved=size)
@@ -262,19 +322,8 @@ class Steps:
 
     async def trash(self, number: int, step: Step) -> StepResult:
         """Move a name out of the way; what the trash has under that name stays, too."""
-        place = step.source_path
-        parent = place.rpartition(b"/")[0]
-        if parent:
-            await self.target.mkdir(parent, Metadata())
-        for attempt in range(1, 1_000):
-            try:
-                await self.target.rename(step.path, place)
-                return StepResult(number, StepState.DONE)
-            except Missing:
-                return StepResult(number, StepState.SKIPPED)
-            except Exists:
-                place = b"%s.%d" % (step.source_path, attempt)
-        raise Exists("the trash has a thousand files of this name: empty it")
+        found = await self._into_trash(step.path, step.source_path, link=False)
+        return StepResult(number, StepState.DONE if found else StepState.SKIPPED)
 
     async def delete(self, number: int, step: Step) -> StepResult:
         """A name, or an empty directory."""
