@@ -1,0 +1,233 @@
+"""Both sides of many local directories at once. Blocks: for threads.
+
+Most files of a second sync are as they were. Such a pair costs two calls to the system and a few
+comparisons here: no node is made for it, and nothing is handed on but a count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from syncer.diff import Rules
+from syncer.filters import Filters
+from syncer.local_nodes import node_of
+from syncer.local_parts import is_part
+from syncer.local_root import Directories
+from syncer.local_scan import Scanner
+from syncer.local_tree import LocalTree
+from syncer.remotes.errors import RemoteError
+from syncer.remotes.local import system_errors
+from syncer.tree import Node, Tree
+
+if TYPE_CHECKING:
+    from syncer.walk import Directory
+
+VISITS_MAX: Final = 64  # directories of one call
+NODES_MAX: Final = 20_000  # of one of them, else it is listed in pages
+_CALL_ENTRIES_MAX: Final = 40_000  # looked at in one call: what cancelling may have to wait for
+_PART_START: Final = ".orbit-"
+
+Found = dict[str, os.stat_result]
+Same = Callable[[os.stat_result, os.stat_result], bool]
+
+
+class Wanted(Protocol):
+    """What `Bulk` must know of a directory. See walk.Visit."""
+
+    directory: Directory
+    filters: Filters
+
+    @property
+    def in_source(self) -> bool:
+        """Whether the source has it."""
+
+    @property
+    def in_destination(self) -> bool:
+        """Whether the destination has it."""
+
+
+@dataclass(slots=True)
+class Both:
+    """What was found in one directory."""
+
+    sources: list[Node] = field(default_factory=list)
+    targets: list[Node] = field(default_factory=list)
+    equal: int = 0  # files that are in neither list
+    equal_bytes: int = 0
+    source_error: RemoteError | None = None
+    target_error: RemoteError | None = None
+
+
+def bulk_of(source: Tree, destination: Tree, rules: Rules, *, quick: bool) -> Bulk | None:
+    """What lists both trees at once; None: they are not both local."""
+    if not (isinstance(source, LocalTree) and isinstance(destination, LocalTree)):
+        return None
+    same = _same_by(rules) if quick and not rules.by_content else None
+    return Bulk(source, destination, same, xattrs=rules.xattrs)
+
+
+def _same_by(rules: Rules) -> Same | None:
+    """What tells that there is nothing to do for two regular files of one name."""
+    modes, owners, times, window_ns = rules.modes, rules.owners, rules.times, rules.window_ns
+    if not times:
+        return None
+
+    def same(one: os.stat_result, other: os.stat_result) -> bool:
+        if one.st_size != other.st_size:
+            return False
+        if one.st_mtime_ns != other.st_mtime_ns and (
+            abs(one.st_mtime_ns - other.st_mtime_ns) > window_ns
+        ):
+            return False
+        if modes and one.st_mode != other.st_mode:
+            return False
+        # On one machine names and numbers of owners are the same.
+        return not owners or (one.st_uid == other.st_uid and one.st_gid == other.st_gid)
+
+    return same
+
+
+class Bulk:
+    """Lists both sides of directories of two local trees."""
+
+    visits_max = VISITS_MAX
+
+    def __init__(
+        self, source: LocalTree, destination: LocalTree, same: Same | None, *, xattrs: bool
+    ) -> None:
+        """`same` None: everything is told. `xattrs`: files that have any are told, too."""
+        self._source = source
+        self._destination = destination
+        self._same = same
+        self._xattrs = xattrs
+
+    async def look(self, visits: Sequence[Wanted]) -> Sequence[Both | None]:
+        """What each has; None: too much for memory."""
+        found: list[Both | None] = []
+        while len(found) < len(visits):
+            found += await self._source.wait(self._some, visits[len(found) :])
+        return found
+
+    def _some(self, visits: Sequence[Wanted]) -> list[Both | None]:
+        found: list[Both | None] = []
+        looked_at = 0
+        with (
+            contextlib.closing(Directories(self._source.root)) as sources,
+            contextlib.closing(Directories(self._destination.root)) as targets,
+        ):
+            for visit in visits:
+                both, count = self._one(visit, sources, targets)
+                found.append(both)
+                looked_at += count
+                if looked_at >= _CALL_ENTRIES_MAX:
+                    break
+        return found
+
+    def _one(
+        self, visit: Wanted, sources: Directories, targets: Directories
+    ) -> tuple[Both | None, int]:
+        both = Both()
+        ours: Found | None = {}
+        theirs: Found | None = {}
+        source_handle = target_handle = -1
+        directory = visit.directory
+        if visit.in_source:
+            try:
+                with system_errors(self._source.root.path(directory.source_path)):
+                    source_handle = sources.at(directory.source_path)
+                    ours = _look(self._source.scanner, source_handle)
+            except RemoteError as error:
+                both.source_error = error
+        if visit.in_destination:
+            try:
+                with system_errors(self._destination.root.path(directory.path)):
+                    target_handle = targets.at(directory.path)
+                    theirs = _look(self._destination.scanner, target_handle)
+            except RemoteError as error:
+                both.target_error = error
+        if ours is None or theirs is None:
+            return None, NODES_MAX
+        looked_at = len(ours) + len(theirs) + 1
+        if both.source_error is None and both.target_error is None:
+            same = self._same
+            if same is not None and ours and theirs and self._may_count(visit, ours):
+                self._drop_equal(both, same, ours, theirs, source_handle, target_handle)
+            owners = self._source.scanner
+            both.sources = list(_nodes(owners, source_handle, ours))
+            both.targets = list(_nodes(self._destination.scanner, target_handle, theirs))
+        return both, looked_at
+
+    @staticmethod
+    def _may_count(visit: Wanted, ours: Mapping[str, os.stat_result]) -> bool:
+        """Whether no filter wants to see every name."""
+        filters = visit.filters
+        return filters.trivial and not any(
+            os.fsdecode(name) in ours for name in filters.ignore_names
+        )
+
+    def _drop_equal(
+        self, both: Both, same: Same, ours: Found, theirs: Found, source: int, target: int
+    ) -> None:
+        """Count what is equal, and take it out of both."""
+        regular, get, xattrs = stat.S_ISREG, theirs.get, self._xattrs
+        equal = []
+        sum_bytes = 0
+        for name, one in ours.items():
+            other = get(name)
+            if (
+                other is not None
+                and regular(one.st_mode)
+                and one.st_nlink == 1
+                and other.st_nlink == 1
+                and regular(other.st_mode)
+                and same(one, other)
+                and not (xattrs and (_has_xattrs(source, name) or _has_xattrs(target, name)))
+            ):
+                equal.append(name)
+                sum_bytes += one.st_size
+        for name in equal:
+            del ours[name], theirs[name]
+        both.equal, both.equal_bytes = len(equal), sum_bytes
+
+
+def _has_xattrs(handle: int, name: str) -> bool:
+    """Whether a file has extended attributes, or nobody can tell."""
+    path = b"/proc/self/fd/%d/%s" % (handle, os.fsencode(name))
+    try:
+        return bool(os.listxattr(path, follow_symlinks=False))
+    except OSError:
+        return True
+
+
+def _look(scanner: Scanner, handle: int) -> Found | None:
+    """The names in an open directory and what they are; None: too many."""
+    found: Found = {}
+    if scanner.elsewhere(handle):
+        return found
+    os.lseek(handle, 0, os.SEEK_SET)
+    with os.scandir(handle) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(_PART_START) and is_part(os.fsencode(name)):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                found[name] = entry.stat(follow_symlinks=False)
+            if len(found) > NODES_MAX:
+                return None
+    return found
+
+
+def _nodes(scanner: Scanner, handle: int, found: Found) -> Iterator[Node]:
+    owners = scanner.owners
+    for text, each in found.items():
+        name = os.fsencode(text)
+        target = None
+        if stat.S_ISLNK(each.st_mode):
+            with contextlib.suppress(OSError):  # no symlink any more: its target is unknown
+                target = os.readlink(name, dir_fd=handle)
+        yield node_of(name, each, owners, target)
