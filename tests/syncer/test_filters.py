@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -151,6 +152,9 @@ git_lines = st.tuples(
     st.lists(st.sampled_from(GIT_PIECES), min_size=1, max_size=5).map("".join),
     st.sampled_from(("", "", "/", "/**", "/*", " ", "\r")),
 ).map("".join)
+# Two stars beside something else than slashes: git before 2.41 compares pointers to different
+# strings there, and the outcome depends on where they lie.
+git_lines = git_lines.filter(lambda line: not re.search(r"[^/]\*\*|\*\*[^/\s]", line.lstrip("!")))
 git_files = st.lists(git_lines, min_size=1, max_size=5).map("\n".join)
 
 
