@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from blockstore.errors import OrbitError, StorageFull
 from ghostd import errors, flights, projections, warming
+from syncer import jobs_errors
 from syncer.remotes import errors as remotes
 
 
@@ -26,6 +27,10 @@ _ANSWERS: Final[dict[type[OrbitError], Answer]] = {
     OrbitError: Answer(500, "", _STATUS_HINT),
     StorageFull: Answer(507, "storage_full", "free space on the disk of the state folder"),
     flights.Busy: Answer(409, "busy", ""),
+    # of jobs
+    jobs_errors.NoSuchJob: Answer(404, "no_such_job", "`orbit-ctl jobs` lists them"),
+    jobs_errors.BadJob: Answer(422, "bad_job", ""),
+    jobs_errors.NotNow: Answer(409, "not_now", ""),
     # of remotes
     remotes.RemoteError: Answer(502, "remote_failed", "the daemon's log may say more"),
     remotes.Denied: Answer(

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from blockstore.errors import OrbitError
 from ghostd import facade
 from ghostd.api_gate import problem
+from ghostd.api_jobs import add_jobs
 from ghostd.api_problems import answer_of
 from ghostd.api_projections import add_projections
 from ghostd.facade import Control
@@ -84,6 +85,7 @@ def build_app(control: Control, nursery: trio.Nursery) -> FastAPI:
     _add_questions(app, control)
     _add_calls(app, control, nursery)
     add_projections(app, control)
+    add_jobs(app, control)
     _add_problems(app)
     return app
 

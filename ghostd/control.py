@@ -25,6 +25,7 @@ from ghostd.facade import (
 from ghostd.flusher import Flusher
 from ghostd.fuse import RequestCounters
 from ghostd.in_loop import DaemonGone, InLoop
+from ghostd.jobs_facade import JobControl
 from ghostd.keeper import Keeper
 from ghostd.projection_facade import ProjectionCalls
 from ghostd.reader import Reader
@@ -66,8 +67,10 @@ class DaemonControl:
         waste_max: float,
         stop: Callable[[], None],
         projections: ProjectionCalls | None = None,
+        jobs: JobControl | None = None,
     ) -> None:
         self.projections = projections
+        self.jobs = jobs
         self.state = DaemonState.STARTING
         self._mount = mount
         self._folder = folder

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from ghostd.jobs_facade import JobControl
 from ghostd.projection_facade import ProjectionCalls, RemoteProblem
 
 
@@ -146,6 +147,7 @@ class Control(Protocol):
     """
 
     projections: ProjectionCalls | None  # None: this daemon has none and takes none
+    jobs: JobControl | None  # likewise
 
     def status(self) -> Status:
         """Return at once, from memory, without taking a lock that I/O is done under."""

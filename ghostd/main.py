@@ -28,12 +28,14 @@ from ghostd.cache_keeper import PinnedBlocks, keep_cache
 from ghostd.config import Config, load_config, show_config
 from ghostd.configured import reconcile
 from ghostd.control import DaemonControl, Pulse
+from ghostd.door_tree import DoorTree
 from ghostd.facade import DaemonState
 from ghostd.fetch_plan import Limits
 from ghostd.filesystem import Filesystem
 from ghostd.flusher import Flusher
 from ghostd.fuse import Operations, supplementary_groups
 from ghostd.invalidator import Invalidator
+from ghostd.job_service import JobService
 from ghostd.keeper import SNAPSHOTS_FOLDER, Keeper
 from ghostd.listings import ListingOptions
 from ghostd.logs import configure_logging
@@ -305,6 +307,13 @@ class Daemon:
         )
         keepers.callback(self._keeper.close)
         self._flusher = Flusher(self._sync_kernel, writeback.commit)
+        self._jobs = JobService(
+            self._state,
+            self._mount,
+            store,
+            DoorTree(filesystem, projected.listings, self._invalidator),
+        )
+        stack.callback(self._jobs.close)
         self._control = DaemonControl(
             mount=self._mount,
             folder=self._state,
@@ -322,6 +331,7 @@ class Daemon:
                 self._invalidator.name,
                 self._invalidator.told,
             ),
+            jobs=self._jobs.control,
         )
         self._api = ApiServer(self._control, self._socket)
         self._api.start()
@@ -362,6 +372,7 @@ class Daemon:
                 self._config.projections,
             )
             nursery.start_soon(self._flusher.run)
+            nursery.start_soon(self._jobs.run)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._copy_regularly)
             nursery.start_soon(self._get_ready)

@@ -62,6 +62,7 @@ class DoubleControl:
         self.gate.set()
         self.entered = threading.Semaphore(0)  # released by every blocking call that begins
         self.projections = DoubleProjections(self)
+        self.jobs = None
 
     def _pass(self, *call) -> None:
         self.calls.append(call)

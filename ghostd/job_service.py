@@ -1,0 +1,35 @@
+"""Jobs of the daemon, put together: `jobs.db`, the door, the worker, what the API asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blockstore.store import BlockStore
+from ghostd.door_server import DoorServer
+from ghostd.door_tree import DoorTree
+from ghostd.in_loop import InLoop
+from ghostd.job_worker import JobWorker
+from ghostd.jobs_facade import JobControl
+from syncer.jobs import Jobs
+
+DATABASE = "jobs.db"
+
+
+class JobService:
+    """Made in the filesystem's loop, which `run` is a task of."""
+
+    def __init__(self, state: Path, mount: Path, store: BlockStore, tree: DoorTree) -> None:
+        """Raises FormatTooNew, JobsDamaged, StorageFull, StorageFailed."""
+        self._jobs = Jobs.open(state / DATABASE)
+        self.door = DoorServer(store, tree, InLoop(), mount)
+        self.worker = JobWorker(self._jobs, state, mount, self.door)
+        self.control = JobControl(self._jobs, self.worker.wake)
+
+    async def run(self) -> None:
+        """See JobWorker.run."""
+        await self.worker.run()
+
+    def close(self) -> None:
+        """After the loop's tasks have ended."""
+        self.door.close()
+        self._jobs.close()
