@@ -161,11 +161,21 @@ class Steps:
                     # It is the destination that is another one: by us, before a crash?
                     if await self._is_there(step):
                         return StepResult(number, StepState.DONE, bytes_saved=now.size)
+                    if step.old is not None and await self._is_gone(step.path):
+                        step = step._replace(old=None)  # nothing is lost by writing it
+                        continue
                     raise type(error)(f"{error}; run the job again to compare anew") from None
                 changes += 1
                 if changes > CHANGED_MAX:
                     raise Changed("it changes again and again while it is read") from None
                 step = step._replace(node=now)
+
+    async def _is_gone(self, path: bytes) -> bool:
+        try:
+            await self.target.stat(path)
+        except Missing:
+            return True
+        return False
 
     async def _is_there(self, step: Step) -> bool:
         """Whether the destination has the content, and the time, that this step would give it."""
