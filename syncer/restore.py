@@ -162,8 +162,7 @@ class RestoreMover:
             for file in files:
                 if batch.stopped:
                     return
-                with batch.file(directories, file.place) as handle:
-                    batch.outcomes[file.place] = self._write(file, handle, chunks)
+                batch.write(directories, file.place, partial(self._write, file, chunks))
 
     def _write_one_by_one(
         self, batch: Batch, directories: Directories, files: Sequence[_File]
@@ -177,8 +176,7 @@ class RestoreMover:
             except RemoteError as error:
                 batch.fail(file.place, error)
                 continue
-            with batch.file(directories, file.place) as handle:
-                batch.outcomes[file.place] = self._write(file, handle, chunks)
+            batch.write(directories, file.place, partial(self._write, file, chunks))
 
     def _look_up(self, number: int, taken: TakenStep) -> _File:
         step = taken.step
@@ -201,7 +199,7 @@ class RestoreMover:
     def _fetch(self, extents: Iterable[Extent]) -> dict[ChunkId, bytes]:
         return self._source.reader.chunks(list({extent.id: None for extent in extents}))
 
-    def _write(self, file: _File, handle: int, chunks: Mapping[ChunkId, bytes]) -> CopyOutcome:
+    def _write(self, file: _File, chunks: Mapping[ChunkId, bytes], handle: int) -> CopyOutcome:
         written = write_extents(handle, file.extents, chunks)
         if file.entry.size > (sum(file.extents[-1][:2]) if file.extents else 0):
             os.ftruncate(handle, file.entry.size)  # a hole at the end
