@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from syncer.local_bytes import Method
@@ -95,20 +95,21 @@ class Batch:
         """Have everything end soon, with nothing published that is not yet."""
         self._stopped = True
 
-    def fail(self, index: int, error: RemoteError) -> None:
+    def fail(self, number: int, error: RemoteError) -> None:
         """Say that a file could not be written. A full disk fails all that come after."""
-        self.outcomes[index] = CopyOutcome(error)
+        self.outcomes[number] = CopyOutcome(error)
         if isinstance(error, Full):
             self._full = error
 
-    @contextlib.contextmanager
-    def file(self, directories: Directories, index: int) -> Iterator[int]:
-        """A new file, open for writing and reading, that is one of the batch if nothing is raised.
+    def write(
+        self, directories: Directories, number: int, fill: Callable[[int], CopyOutcome]
+    ) -> None:
+        """Make a new file and have it filled; it is one of the batch if nothing is raised.
 
-        RemoteErrors and OSErrors within become the file's outcome.
+        `fill` gets the file, open for writing and reading; RemoteErrors and OSErrors that it raises
+        become the file's outcome.
         """
-        place = self._places[index]
-        temporary = b""
+        place = self._places[number]
         try:
             if self._full is not None:
                 raise self._full
@@ -117,17 +118,18 @@ class Batch:
             # Not readable by more than it will be.
             handle = os.open(temporary, OPEN_NEW, 0o600, dir_fd=folder)
             try:
-                yield handle
+                outcome = fill(handle)
             except BaseException:
                 self._remove(directories, place.path, temporary)
                 raise
             finally:
                 os.close(handle)
-            self._written.append(_Written(index, temporary))
+            self.outcomes[number] = outcome
+            self._written.append(_Written(number, temporary))
         except OSError as error:
-            self.fail(index, remote_error(self._target.root.path(place.path), error))
+            self.fail(number, remote_error(self._target.root.path(place.path), error))
         except RemoteError as error:
-            self.fail(index, error)
+            self.fail(number, error)
 
     def _remove(self, directories: Directories, path: bytes, temporary: bytes) -> None:
         with contextlib.suppress(OSError, RemoteError):

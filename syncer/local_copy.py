@@ -9,6 +9,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -74,8 +75,7 @@ async def copy_files(
             for index in range(start, stop):
                 if batch.stopped:
                     return
-                with batch.file(directories, index) as handle:
-                    batch.outcomes[index] = copying.copy(sources, items[index], handle)
+                batch.write(directories, index, partial(copying.copy, sources, items[index]))
 
     return await _run(target, batch, len(items), work)
 
@@ -93,8 +93,7 @@ async def write_files(
             for index in range(start, stop):
                 if batch.stopped:
                     return
-                with batch.file(directories, index) as handle:
-                    batch.outcomes[index] = _write(files[index], handle, mask)
+                batch.write(directories, index, partial(_write, files[index], mask))
 
     return await _run(target, batch, len(files), work)
 
@@ -191,7 +190,7 @@ def _unchanged(now: os.stat_result, before: os.stat_result) -> bool:
     )
 
 
-def _write(file: NewFile, handle: int, mask: int) -> CopyOutcome:
+def _write(file: NewFile, mask: int, handle: int) -> CopyOutcome:
     taken = 0
     view = memoryview(file.data)
     for offset, length in [(0, file.size)] if file.ranges is None else file.ranges:
