@@ -24,7 +24,7 @@ from syncer.jobs_errors import JobsDamaged
 
 FORMAT: Final = 1
 _BUSY_MS: Final = 30_000
-_LOG_PAGES_MAX: Final = 4_000  # beyond, the log is moved into the database file
+_LOG_PAGES_MAX: Final = 16_000  # 64 MB; beyond, the log is moved into the database file
 _FULL, _NORMAL = 2, 1  # PRAGMA synchronous
 
 
@@ -85,7 +85,7 @@ class JobsDatabase:
         connection.pragma("wal_autocheckpoint", 0)  # it would hide its failures
         connection.pragma("journal_size_limit", 64 << 20)
         connection.pragma("synchronous", _FULL)
-        connection.pragma("cache_size", -8192)  # KiB
+        connection.pragma("cache_size", -16_384)  # KiB
         return connection
 
     def _prepare(self) -> None:

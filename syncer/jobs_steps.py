@@ -6,8 +6,8 @@ that after a crash it waits again. All methods are for any thread.
 
 from __future__ import annotations
 
+import bisect
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -24,10 +24,10 @@ CHECKPOINT_BYTES_MAX: Final = 64 << 10
 _PLAN: Final = 0  # the kind of the plan's own checkpoint
 _DROP_ROWS: Final = 20_000  # in one transaction
 _BEFORE_ALL: Final = (-1, -1)
-_ENDED: Final = frozenset({StepState.DONE, StepState.FAILED, StepState.SKIPPED})
 
 Changing = Callable[[bool], AbstractContextManager[apsw.Connection]]
 Place = tuple[int, bytes]  # kind and path of a step
+Sums = dict[tuple[int, int], tuple[int, int]]  # (kind, state): steps and bytes, more or less
 
 
 class TakenStep(NamedTuple):
@@ -71,7 +71,7 @@ class StepBatch:
 
     results: list[StepResult] = field(default_factory=list)
     checkpoints: dict[Place, bytes | None] = field(default_factory=dict)
-    tallies: Counter[tuple[int, int, str]] = field(default_factory=Counter)
+    sums: Sums = field(default_factory=dict)
     bytes_moved: int = 0
     bytes_saved: int = 0
 
@@ -126,21 +126,22 @@ class StepBook:
     def add(self, steps: Iterable[Step]) -> None:
         """See HeldJob.add_steps."""
         encoded = []
-        first: dict[StepKind, int] = {}  # the lowest turn of each kind
-        sums: Counter[tuple[int, int, str]] = Counter()
+        sums: Sums = {}
+        kind = -1
+        count = size = 0
         for step in steps:
-            row = encode_step(step)
-            encoded.append(row)
-            kind = step.kind
-            known = first.get(kind)
-            if known is None or row.turn < known:
-                first[kind] = row.turn
-            sums[kind, 0, "steps"] += 1
-            sums[kind, 0, "bytes"] += step.size
+            if step.kind != kind:  # a plan has few changes of kind
+                _add(sums, kind, StepState.WAITING, count, size)
+                kind = int(step.kind)
+                count = size = 0
+            count += 1
+            size += step.size
+            encoded.append(encode_step(step))
         if not encoded:
             return
+        _add(sums, kind, StepState.WAITING, count, size)
         # Neighbours in the index are then written at once.
-        encoded.sort(key=_turn)
+        encoded.sort()
         job = self._job
         with self._changing(False) as connection:
             start = self._last
@@ -154,10 +155,11 @@ class StepBook:
             self._last = start + len(encoded)
         with self._lock:
             self._count(sums)
-            for kind, turn in first.items():
-                cursor = self._cursors.get(kind)
-                if cursor is not None and turn <= cursor[0]:
-                    self._cursors[kind] = (turn, -1)
+            for known, cursor in self._cursors.items():
+                low, high = turns_of(known)
+                at = bisect.bisect_left(encoded, (low,))
+                if at < len(encoded) and encoded[at][0] <= min(high, cursor[0]):
+                    self._cursors[known] = (encoded[at][0], -1)
 
     def drop_waiting(self) -> None:
         """See HeldJob.drop_plan. Nothing may be taken, everything is written."""
@@ -245,24 +247,26 @@ class StepBook:
 
     def record(self, results: Iterable[StepResult]) -> int:
         """Note results; return how many have not been written yet."""
+        sums: Sums = {}
         with self._lock:
             batch = self._batch
             for result in results:
                 taken = self._taken[result.number]
-                assert result.state in _ENDED, result
+                state = result.state
+                assert state >= StepState.DONE, result
                 batch.results.append(result)
                 batch.bytes_moved += result.bytes_moved
                 batch.bytes_saved += result.bytes_saved
                 self.bytes_moved += result.bytes_moved
                 self.bytes_saved += result.bytes_saved
-                sums = _moved(taken.kind, StepState.WAITING, result.state, 1, taken.size)
-                batch.tallies.update(sums)
-                self._count(sums)
-                if result.state is not StepState.FAILED:
+                _add(sums, taken.kind, StepState.WAITING, -1, -taken.size)
+                _add(sums, taken.kind, state, 1, taken.size)
+                if self._checkpoints and state != StepState.FAILED:
                     place = (taken.kind, taken.path)
-                    if place in self._checkpoints:
-                        del self._checkpoints[place]
+                    if self._checkpoints.pop(place, None) is not None:
                         batch.checkpoints[place] = None
+            _add_all(batch.sums, sums)
+            self._count(sums)
             return len(batch.results)
 
     def save_checkpoint(self, number: int, data: bytes | None) -> None:
@@ -293,13 +297,11 @@ class StepBook:
         with self._lock:
             return {key: tally for key, tally in self._totals.items() if tally.steps}
 
-    def _count(self, sums: Counter[tuple[int, int, str]]) -> None:
-        for kind, state in {(kind, state) for kind, state, _ in sums}:
+    def _count(self, sums: Sums) -> None:
+        for (kind, state), (steps, size) in sums.items():
             key = StepKind(kind), StepState(state)
-            steps, size = self._totals.get(key, (0, 0))
-            self._totals[key] = Tally(
-                steps + sums[kind, state, "steps"], size + sums[kind, state, "bytes"]
-            )
+            known = self._totals.get(key, Tally())
+            self._totals[key] = Tally(known.steps + steps, known.bytes + size)
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -344,7 +346,7 @@ class StepBook:
                     "REPLACE INTO checkpoints VALUES(?, ?, ?, ?)",
                     (self._job, int(kind), path, data),
                 )
-        _add_tallies(connection, self._job, batch.tallies)
+        _add_tallies(connection, self._job, batch.sums)
         if batch.bytes_moved or batch.bytes_saved:
             run(
                 connection,
@@ -365,7 +367,7 @@ class StepBook:
             newer = self._batch
             batch.results += newer.results
             batch.checkpoints |= newer.checkpoints
-            batch.tallies.update(newer.tallies)
+            _add_all(batch.sums, newer.sums)
             batch.bytes_moved += newer.bytes_moved
             batch.bytes_saved += newer.bytes_saved
             self._batch = batch
@@ -382,11 +384,12 @@ class StepBook:
                 "WHERE step = s.number AND attempt = s.attempts))",
                 (self._job, attempts_max, transient_only),
             )
-            sums: Counter[tuple[int, int, str]] = Counter()
+            sums: Sums = {}
             keys = []
             for number, turn, path, checksum, detail in rows:
                 step = decode_step(turn, path, checksum, detail)
-                sums.update(_moved(step.kind, StepState.FAILED, StepState.WAITING, 1, step.size))
+                _add(sums, step.kind, StepState.FAILED, -1, -step.size)
+                _add(sums, step.kind, StepState.WAITING, 1, step.size)
                 keys.append((step.kind, (turn, number)))
             run_many(
                 connection,
@@ -416,30 +419,24 @@ def failed_steps(connection: apsw.Connection, job: int, after: int, limit: int) 
     ]
 
 
-def _turn(row: tuple[int, bytes, int, bytes]) -> int:
-    return row[0]
+def _add(sums: Sums, kind: int, state: int, steps: int, size: int) -> None:
+    if steps:
+        known = sums.get((kind, state), (0, 0))
+        sums[kind, state] = (known[0] + steps, known[1] + size)
 
 
-def _moved(
-    kind: StepKind, old: StepState, new: StepState, steps: int, size: int
-) -> Counter[tuple[int, int, str]]:
-    return Counter(
-        {
-            (kind, old, "steps"): -steps,
-            (kind, old, "bytes"): -size,
-            (kind, new, "steps"): steps,
-            (kind, new, "bytes"): size,
-        }
+def _add_all(sums: Sums, more: Sums) -> None:
+    for (kind, state), (steps, size) in more.items():
+        _add(sums, kind, state, steps, size)
+
+
+def _add_tallies(connection: apsw.Connection, job: int, sums: Sums) -> None:
+    run_many(
+        connection,
+        "INSERT INTO tallies VALUES(?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+        "SET steps = steps + excluded.steps, bytes = bytes + excluded.bytes",
+        [
+            (job, int(kind), int(state), steps, size)
+            for (kind, state), (steps, size) in sums.items()
+        ],
     )
-
-
-def _add_tallies(
-    connection: apsw.Connection, job: int, sums: Counter[tuple[int, int, str]]
-) -> None:
-    for kind, state in sorted({(kind, state) for kind, state, _ in sums}):
-        run(
-            connection,
-            "INSERT INTO tallies VALUES(?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
-            "SET steps = steps + excluded.steps, bytes = bytes + excluded.bytes",
-            (job, int(kind), int(state), sums[kind, state, "steps"], sums[kind, state, "bytes"]),
-        )

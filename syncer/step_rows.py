@@ -10,7 +10,7 @@ from __future__ import annotations
 import marshal
 import zlib
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from syncer.jobs_errors import JobsDamaged
 from syncer.remotes.remote import Checksum, Version
@@ -48,13 +48,8 @@ class StepUnreadable(JobsDamaged):
     """A row's content is not what was written."""
 
 
-class StepRow(NamedTuple):
-    """A step as columns."""
-
-    turn: int  # order
-    path: bytes
-    checksum: int  # of path and detail
-    detail: bytes
+# turn (the order), path, checksum of path and detail, detail. Plain tuples: millions are made.
+StepRow = tuple[int, bytes, int, bytes]
 
 
 def turn_of(step: Step) -> int:
@@ -104,20 +99,19 @@ def encode_step(step: Step) -> StepRow:
         blob = marshal.dumps(detail, _MARSHAL)
     except ValueError:  # a token or link that is not made of plain values alone
         blob = marshal.dumps(_plain(detail), _MARSHAL)
-    return StepRow(turn_of(step), path, zlib.crc32(blob, zlib.crc32(path)), blob)
+    return turn_of(step), path, zlib.crc32(blob, zlib.crc32(path)), blob
 
 
 def _pack_node(node: Node, path: bytes) -> tuple[Any, ...]:
-    name, kind = node[:2]
+    name = node.name
+    kind = node.kind
     checksum = node.checksum
-    fields: tuple[Any, ...] = node[2:]
-    if checksum is not None:
-        fields = (*fields[:12], (checksum.algorithm, checksum.digest), *fields[13:])
-    # The name is nearly always the end of the path: its length will do.
     return (
+        # The name is nearly always the end of the path: its length will do.
         len(name) if path.endswith(name) else name,
         _FILE_CODE if kind is _FILE else _CODE_OF_KIND[kind],
-        *fields,
+        None if checksum is None else (checksum.algorithm, checksum.digest),
+        node[2:] if checksum is None else (*node[2:14], None, *node[15:]),
     )
 
 
@@ -172,29 +166,15 @@ def decode_step(turn: int, path: bytes, checksum: int, detail: bytes) -> Step:
 
 
 def _unpack_node(fields: Sequence[Any], path: bytes) -> Node:
-    name, kind, size, mtime_ns, mode, uid, gid, token, link = fields[:9]
+    name, kind, checksum, rest = fields
     if type(name) is int:
         name = path[len(path) - name :]
-    if type(token) is not int:
-        token = _unplain(token)
-    if link is not None:
-        link = _unplain(link)
-    checksum = fields[14]
+    node = Node(name, _KINDS[kind], *rest)
     if checksum is not None:
-        checksum = Checksum(*checksum)
-    return Node._make(
-        (
-            name,
-            _KINDS[kind],
-            size,
-            mtime_ns,
-            mode,
-            uid,
-            gid,
-            token,
-            link,
-            *fields[9:14],
-            checksum,
-            *fields[15:],
-        ),
-    )
+        node = node._replace(checksum=Checksum(*checksum))
+    token: Any = node.token
+    if type(token) is list or type(token) is tuple:
+        node = node._replace(token=_unplain(token))
+    if node.link is not None:
+        node = node._replace(link=_unplain(node.link))
+    return node
