@@ -18,7 +18,7 @@ from ghostd.filemap import SEGMENT_BYTES, chunk_ids, decode_segment
 from ghostd.inodes import ROOT_INO
 
 CHUNKS_STORED = "chunks-are-stored"
-_PROBLEMS_MAX = 100  # per check; enough to see what is wrong
+PROBLEMS_MAX = 100  # per check; enough to see what is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ def check_tree(connection: apsw.Connection) -> list[Finding]:
     findings = []
     for check in _SQL_CHECKS:
         cursor = connection.execute(check.query)
-        problems = tuple(check.text.format(*row) for row in itertools.islice(cursor, _PROBLEMS_MAX))
+        problems = tuple(check.text.format(*row) for row in itertools.islice(cursor, PROBLEMS_MAX))
         cursor.close(True)
         findings.append(Finding(check.name, check.promise, problems))
     return findings
@@ -205,12 +205,12 @@ def check_content(connection: apsw.Connection, store: BlockStore) -> list[Findin
         Finding(
             "extents-are-in-order",
             "extents lie in their segment, in order, inside the file",
-            tuple(shape[:_PROBLEMS_MAX]),
+            tuple(shape[:PROBLEMS_MAX]),
         ),
         Finding(
             CHUNKS_STORED,
             "every chunk that a recipe names is in the store",
-            tuple(missing[:_PROBLEMS_MAX]),
+            tuple(missing[:PROBLEMS_MAX]),
         ),
     ]
 

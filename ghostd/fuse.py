@@ -203,11 +203,14 @@ class Operations(pyfuse3.Operations):
         *,
         attr_timeout_s: float,
         entry_timeout_s: float,
+        hides: Callable[[int], Callable[[bytes], bool] | None] = lambda _: None,
     ) -> None:
+        """`hides`: which names of a directory are not listed, though they can be looked up."""
         super().__init__()
         self.fs = filesystem
         self._listings = listings
         self._remote_files = remote_files
+        self._hides = hides
         self.counters = RequestCounters()
         self._timeouts = (attr_timeout_s, entry_timeout_s)
         self._directories: dict[int, _OpenDirectory] = {}
@@ -427,6 +430,7 @@ class Operations(pyfuse3.Operations):
             if not reply(token, b"..", _attributes(above, timeouts), 2):
                 return
         held = tree.lookups.add
+        hidden = self._hides(handle.ino)
         after = start_id
         while True:
             count = 0
@@ -435,6 +439,8 @@ class Operations(pyfuse3.Operations):
             ):
                 count += 1
                 after = cookie
+                if hidden is not None and hidden(name):
+                    continue
                 if inode is not None:
                     ino, entry = inode.ino, _attributes(inode, timeouts)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,10 +21,12 @@ from ghostd import fsck
 from ghostd.copies import take_copy
 from ghostd.facade import CheckItem, CheckReport, CollectReport, printable_path
 from ghostd.namespace import FILE_NAME, Namespace, chunk_roots, translated
+from ghostd.snapshots_roots import SnapshotRoots, check_snapshots
+from ghostd.snapshots_rows import drop_unreached, suspect, trust, unreached
 from ghostd.threads import Threads
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
-from syncer.catalogue import SnapshotFolder
+from syncer.catalogue import Listing, Snapshot, SnapshotFolder
 
 SNAPSHOTS_FOLDER = "snapshots"  # of the state folder: their records
 _COPIES_KEPT = 3  # as many root records as the store keeps
@@ -31,6 +34,10 @@ _COPIES_KEPT = 3  # as many root records as the store keeps
 
 class CopyNotPossible(OrbitError):
     """The database file could not be brought to one consistent state."""
+
+
+class CollectionRefused(OrbitError):
+    """What is live cannot be told now; nothing was removed."""
 
 
 class Keeper:
@@ -125,29 +132,42 @@ class Keeper:
     # --- collection ----------------------------------------------------------------------------
 
     async def collect(self, waste_max: float, *, dry_run: bool) -> CollectReport:
-        """Free the chunks that neither the tree nor its newest copy needs.
+        """Free the chunks that neither the tree, nor its newest copy, nor a snapshot needs.
 
-        Live is what one snapshot names, and whatever was stored or bound since before it
-        (`begin_touch`). The snapshot is the state that a fresh copy holds, so that `--recover`
-        finds every chunk; older copies are given up.
+        Live is what one state of the database names, what recorded snapshots reach, and whatever
+        was stored or bound since before both were looked at (`begin_touch`). The state is the one
+        that a fresh copy holds, so that `--recover` finds every chunk; older copies are given up.
+
+        Raises CollectionRefused while chunks are being stored that nothing names yet, or where a
+        snapshot's record cannot be read.
         """
         began = time.monotonic()
         async with self._lock:
             await self._threads.run("maintenance", self.store.begin_touch)
             try:
+                self._check_holds()
                 await self.writeback.commit()
+                records = await self._records()
+                if not dry_run:
+                    await self._threads.run("commit", self._namespace.write, suspect)
                 if dry_run:
                     snapshot = await self._threads.run("maintenance", self._namespace.snapshot)
                 else:
                     snapshot = await self._copy(keep=1)
                 try:
-                    report = await self._threads.run(
-                        "maintenance", self._collect, snapshot, waste_max, dry_run
+                    report, lost = await self._threads.run(
+                        "maintenance", self._collect, snapshot, records, waste_max, dry_run
                     )
                 finally:
                     self._namespace.end_snapshot(snapshot)
             finally:
                 self.store.end_touch()
+            if not dry_run:
+                for some in lost:
+                    await self._threads.run(
+                        "commit", self._namespace.write, lambda c, s=some: drop_unreached(c, s)
+                    )
+                await self._threads.run("commit", self._namespace.write, trust)
         return CollectReport(
             dry_run=dry_run,
             live_chunks=report.live_chunks,
@@ -158,11 +178,37 @@ class Keeper:
             seconds=time.monotonic() - began,
         )
 
-    def _collect(self, snapshot: apsw.Connection, waste_max: float, dry_run: bool) -> StoreReport:
-        try:
-            return self.store.collect(
-                _as_ids(chunk_roots(snapshot)), dry_run=dry_run, waste_max=waste_max
+    def _check_holds(self) -> None:
+        """After begin_touch: what is begun from now on is noted."""
+        if any(held() for held in self.holds):
+            raise CollectionRefused(
+                "a job is storing chunks that no file or snapshot names yet: collect when it has"
+                " ended (`orbit-ctl jobs` lists them)"
             )
+
+    async def _records(self) -> list[Snapshot]:
+        listing = await self._threads.run("maintenance", self.records.list)
+        if listing.damaged:
+            raise CollectionRefused(
+                f"{listing.damaged[0]} in {SNAPSHOTS_FOLDER}/ of the state folder, the record of a"
+                " snapshot, is damaged: what it holds cannot be known. Bring it back from a copy,"
+                " or remove that file to give the snapshot up"
+            )
+        return listing.snapshots
+
+    def _collect(
+        self,
+        snapshot: apsw.Connection,
+        records: list[Snapshot],
+        waste_max: float,
+        dry_run: bool,
+    ) -> tuple[StoreReport, list[list[int]]]:
+        """The report, and the directories whose tree objects no snapshot reaches any more."""
+        try:
+            with SnapshotRoots(self.store) as roots:
+                live = itertools.chain(_as_ids(chunk_roots(snapshot)), roots.chunks(records))
+                report = self.store.collect(live, dry_run=dry_run, waste_max=waste_max)
+                return report, list(unreached(snapshot, roots.reached))
         except apsw.Error as error:
             raise translated(error, self._namespace.path) from error
 
@@ -175,21 +221,25 @@ class Keeper:
             await self.writeback.commit()
             snapshot = await self._threads.run("maintenance", self._namespace.snapshot)
             try:
+                records = await self._threads.run("maintenance", self.records.list)
                 checks, damaged = await self._threads.run(
-                    "maintenance", self._check, snapshot, data
+                    "maintenance", self._check, snapshot, records, data
                 )
             finally:
                 self._namespace.end_snapshot(snapshot)
         paths = [printable_path(path) for path in damaged]
         return CheckReport.of(checks, paths, data=data, seconds=time.monotonic() - began)
 
-    def _check(self, snapshot: apsw.Connection, data: bool) -> tuple[list[CheckItem], list[bytes]]:
+    def _check(
+        self, snapshot: apsw.Connection, records: Listing, data: bool
+    ) -> tuple[list[CheckItem], list[bytes]]:
         try:
             findings = fsck.check_tree(snapshot) + fsck.check_content(snapshot, self.store)
             stored: list[CheckResult] = self.store.check(data=data)
             lost = set(self.store.damaged())
             for result in stored:
                 lost.update(ChunkId(chunk) for chunk in result.damaged)
+            findings.append(check_snapshots(self.store, records, lost))
             missing = any(f.problems for f in findings if f.name == fsck.CHUNKS_STORED)
             damaged: list[bytes] = []
             if lost or missing:

@@ -19,7 +19,7 @@ from blockstore.errors import OrbitError
 from ghostd import snapshots_encode
 from ghostd.filemap import Extent
 from ghostd.threads import Threads
-from syncer.catalogue import Snapshot
+from syncer.catalogue import LATEST, Snapshot
 from syncer.chunks import ChunkStore
 from syncer.recipes import Recipe, recipe_id
 from syncer.remotes.errors import BadUrl, Changed, Garbled, Missing, Unsupported
@@ -71,6 +71,9 @@ class Finder(Protocol):
 
     async def named(self, name: str) -> Snapshot | None:
         """The one of this name."""
+
+    async def find(self, selector: str) -> Snapshot:
+        """What else `latest` or `latest:TAG` means. Raises Missing."""
 
 
 class SnapshotUrl(NamedTuple):
@@ -135,6 +138,10 @@ class SnapshotRemote:
         if not name:
             first, _, rest = rest.partition(b"/")
             name = first.decode("utf-8", "surrogateescape")
+        elif name == LATEST or name.startswith(f"{LATEST}:"):
+            # What that is now, for good: a projection does not change under its users.
+            name = (await self._finder.find(name)).name
+            self._url = SnapshotUrl(name, path)
         snapshot = await self._finder.named(name)
         if snapshot is None:
             raise Missing(f"there is no snapshot {name!r}: it was removed, or never taken")

@@ -2,7 +2,7 @@
 
 What must hold: a record is written when everything that it names is durable, and removed durably
 before a collection may begin; both happen under the keeper's lock, as collections do, so that none
-sees half of it. Who stores chunks for a snapshot outside of this module holds `Keeper.storing`.
+sees half of it. Who stores chunks for a snapshot outside of this module counts in `Keeper.holds`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,21 +54,21 @@ class Snapshots:
         threads: Threads,
         *,
         mount: bytes,
-        in_use: Callable[[str], Sequence[bytes]] = lambda _: (),
+        projected: Callable[[], Awaitable[Mapping[str, Sequence[bytes]]]] | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`mount`: of which the sources of snapshots are part; `in_use`: where one is projected."""
+        """`mount`: of which the sources of snapshots are part; `projected`: by name, where."""
         self._keeper = keeper
         self._records = records
         self._taker = taker
         self._threads = threads
         self._mount = mount.rstrip(b"/")
-        self._in_use = in_use
+        self._projected = projected
         self._now_ns = now_ns
         self._known: dict[str, Snapshot] | None = None  # None: not read yet
         self._damaged: list[str] = []
         self._reading = trio.Lock()
-        self.changed: list[Callable[[str], None]] = []  # told the name that came or went
+        self.changed: list[Callable[[str, bool], None]] = []  # told what came (True) or went
 
     # --- finding -------------------------------------------------------------------------------
 
@@ -101,9 +101,9 @@ class Snapshots:
                     log.warning("the record of a snapshot is damaged", record=name)
             return self._known
 
-    def in_use(self, snapshot: Snapshot) -> Sequence[bytes]:
-        """Where it is projected: paths, or what stands for them."""
-        return self._in_use(snapshot.name)
+    async def projected(self) -> Mapping[str, Sequence[bytes]]:
+        """By name, the paths at which snapshots are projected."""
+        return {} if self._projected is None else await self._projected()
 
     # --- taking --------------------------------------------------------------------------------
 
@@ -150,12 +150,12 @@ class Snapshots:
     async def record(self, snapshot: Snapshot) -> None:
         """Record a snapshot whose chunks are durable. Raises Exists, StorageFull, StorageFailed.
 
-        The caller holds `Keeper.exclusive` or `Keeper.storing`, since before the first chunk.
+        The caller holds `Keeper.exclusive`, or counts in `Keeper.holds` since its first chunk.
         """
         known = await self._load()
         await self._threads.run("commit", self._records.add, snapshot)
         known[snapshot.name] = snapshot
-        self._tell(snapshot.name)
+        self._tell(snapshot.name, there=True)
 
     def source_of(self, path: bytes) -> str:
         """How a directory of the namespace is called as a source."""
@@ -179,9 +179,9 @@ class Snapshots:
         Raises SnapshotInUse (unless `force`), Missing, StorageFailed.
         """
         if not force:
+            projected = await self.projected()
             for snapshot in snapshots:
-                places = self.in_use(snapshot)
-                if places:
+                if places := projected.get(snapshot.name):
                     raise SnapshotInUse(
                         f"snapshot {snapshot.name!r} is projected at"
                         f" {', '.join(os.fsdecode(each) for each in places)}: unproject it first;"
@@ -192,7 +192,7 @@ class Snapshots:
             for snapshot in snapshots:
                 await self._threads.run("commit", self._records.remove, snapshot)
                 known.pop(snapshot.name, None)
-                self._tell(snapshot.name)
+                self._tell(snapshot.name, there=False)
 
     async def run(self) -> None:
         """Remove what has expired, every day, until cancelled."""
@@ -220,7 +220,7 @@ class Snapshots:
             log.info("an expired snapshot was removed", snapshot=snapshot.name)
         return gone
 
-    def _tell(self, name: str) -> None:
+    def _tell(self, name: str, *, there: bool) -> None:
         self._keeper.snapshots_changed()
         for told in self.changed:
-            told(name)
+            told(name, there)

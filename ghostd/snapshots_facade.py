@@ -87,7 +87,7 @@ class Shown:
 class SnapshotChange:
     """One difference."""
 
-    kind: str  # added, removed, modified, attributes, kind
+    kind: str  # added, removed, content, metadata
     path: str
     old: SnapshotEntry | None  # None: added
     new: SnapshotEntry | None  # None: removed
@@ -111,7 +111,7 @@ class Keep:
     weekly: int = 0
     monthly: int = 0
     yearly: int = 0
-    tags: tuple[str, ...] = ()  # these stay whatever the numbers say
+    tags: tuple[str, ...] = ()  # with one of these a snapshot stays, whatever the numbers say
 
 
 @dataclass(frozen=True, slots=True)
