@@ -6,8 +6,8 @@ does not tell (contents, extended attributes, what a listing left vague) is foun
 
 Deletions are steps like all others, which are carried out when all else is done. Whether they may
 be is known when the walk has ended: `Plan.refusal` says why not, and then no TRASH, DELETE or
-REPLACE step may be carried out. A directory is deleted only when everything in it is: not where the filters
-protect anything below it, nor where anything below it could not be listed.
+REPLACE step may be carried out. A directory is deleted only when everything in it is: not where the
+filters protect anything below it, nor where anything below it could not be listed.
 
 With a trash, files that are to be deleted are moved there, under the path that they had
 (`Step.source_path`); directories that this empties are deleted. What is replaced by a COPY goes

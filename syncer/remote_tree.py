@@ -3,9 +3,9 @@
 Object stores keep no times, modes or owners, only user metadata with each object. The tree keeps
 them there, under the names and in the spelling that rclone uses on S3, so that either finds what
 the other left: `mtime` in seconds with nine decimals, `mode` in octal, `uid` and `gid`. Listings of
-S3 do not show metadata: nodes from there have the time of the upload and are not exact; `stat` tells
-the real one. An object without `mtime` has the time of its upload. Writing keeps no other metadata
-of the object that was there; setting times or modes does.
+S3 do not show metadata: nodes from there have the time of the upload and are not exact; `stat`
+tells the real one. An object without `mtime` has the time of its upload. Writing keeps no other
+metadata of the object that was there; setting times or modes does.
 
 Of symlinks only the target is kept. Names that no path can hold are left out of listings: `.`,
 `..`, empty ones, those with a NUL or `/`, and of an object `a` beside a directory `a/` whichever

@@ -1,0 +1,7 @@
+"""See tests/remotes/kind_azure.py."""
+
+from __future__ import annotations
+
+from tests.syncer.remote_trees import RemoteKind
+
+KIND = RemoteKind("azure")
