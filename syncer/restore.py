@@ -68,7 +68,7 @@ class _File(NamedTuple):
 class RestoreMover:
     """See Mover: COPY steps from a snapshot to a local folder."""
 
-    steps_max = 4_000
+    steps_max = 10_000  # one sync of the file system for all
     bytes_max = 256 << 20
 
     def __init__(
