@@ -6,8 +6,17 @@ import re
 from typing import Final, NamedTuple
 
 from blockstore.errors import OrbitError, StorageFull
-from ghostd import errors, flights, projections, warming
-from syncer import jobs_errors
+from ghostd import (
+    errors,
+    flights,
+    keeper,
+    projections,
+    snapshots,
+    snapshots_roots,
+    snapshots_writing,
+    warming,
+)
+from syncer import catalogue, jobs_errors
 from syncer.remotes import errors as remotes
 
 
@@ -63,6 +72,13 @@ _ANSWERS: Final[dict[type[OrbitError], Answer]] = {
     projections.ProjectionRefused: Answer(422, "projection_refused", ""),
     projections.LocalChanges: Answer(
         409, "local_changes", "look at them with `orbit-ctl diff`, or drop them with --force"
+    ),
+    snapshots.SnapshotInUse: Answer(409, "snapshot_in_use", ""),
+    snapshots_writing.SnapshotRefused: Answer(422, "snapshot_refused", ""),
+    catalogue.BadName: Answer(422, "bad_name", ""),
+    keeper.CollectionRefused: Answer(409, "collection_refused", ""),
+    snapshots_roots.SnapshotDamaged: Answer(
+        409, "snapshot_damaged", "`orbit-ctl check --data` says what is lost"
     ),
     warming.NoWork: Answer(404, "no_work", "`orbit-ctl works` lists them"),
     warming.TooManyWorks: Answer(409, "too_many_works", "`orbit-ctl works --stop ID` stops one"),

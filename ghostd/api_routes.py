@@ -22,6 +22,7 @@ from ghostd.api_gate import problem
 from ghostd.api_jobs import add_jobs
 from ghostd.api_problems import answer_of
 from ghostd.api_projections import add_projections
+from ghostd.api_snapshots import add_snapshots
 from ghostd.facade import Control
 from ghostd.flights import SingleFlight
 from ghostd.metrics import exposition
@@ -85,6 +86,7 @@ def build_app(control: Control, nursery: trio.Nursery) -> FastAPI:
     _add_questions(app, control)
     _add_calls(app, control, nursery)
     add_projections(app, control)
+    add_snapshots(app, control)
     add_jobs(app, control)
     _add_problems(app)
     return app

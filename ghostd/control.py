@@ -29,6 +29,7 @@ from ghostd.jobs_facade import JobControl
 from ghostd.keeper import Keeper
 from ghostd.projection_facade import ProjectionCalls
 from ghostd.reader import Reader
+from ghostd.snapshots_facade import SnapshotCalls
 
 __all__ = ["DaemonControl", "DaemonGone", "Pulse"]
 
@@ -67,9 +68,11 @@ class DaemonControl:
         waste_max: float,
         stop: Callable[[], None],
         projections: ProjectionCalls | None = None,
+        snapshots: SnapshotCalls | None = None,
         jobs: JobControl | None = None,
     ) -> None:
         self.projections = projections
+        self.snapshots = snapshots
         self.jobs = jobs
         self.state = DaemonState.STARTING
         self._mount = mount

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ghostd.jobs_facade import JobControl
 from ghostd.projection_facade import ProjectionCalls, RemoteProblem
+from ghostd.snapshots_facade import SnapshotCalls
 
 
 class DaemonState(StrEnum):
@@ -147,6 +148,7 @@ class Control(Protocol):
     """
 
     projections: ProjectionCalls | None  # None: this daemon has none and takes none
+    snapshots: SnapshotCalls | None  # likewise
     jobs: JobControl | None  # likewise
 
     def status(self) -> Status:

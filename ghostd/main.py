@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,12 @@ from ghostd.projected import Projected, ProjectedOptions
 from ghostd.projection_control import ProjectionControl
 from ghostd.reader import Reader, ReadOptions
 from ghostd.remotes import Remotes
+from ghostd.snapshot_remote import SCHEME as SNAPSHOT_SCHEME
+from ghostd.snapshot_remote import SnapshotRemote, SnapshotUrl
+from ghostd.snapshots import Snapshots
+from ghostd.snapshots_control import SnapshotControl
+from ghostd.snapshots_shown import ShownSnapshots
+from ghostd.snapshots_writing import TreeTaker
 from ghostd.stats_events import log_stats
 from ghostd.threads import WorkerThreads
 from ghostd.tree import Tree
@@ -54,6 +61,8 @@ from ghostd.warming import Works
 from ghostd.writeback import Writeback, WritebackOptions
 from orbit_socket import default_socket
 from syncer.catalogue import SnapshotFolder
+from syncer.remotes.errors import BadUrl
+from syncer.remotes.remote import Remote
 
 log = structlog.get_logger("ghostd")
 
@@ -247,7 +256,9 @@ class Daemon:
             ),
         )
         self._invalidator = Invalidator()
-        remotes = Remotes(config.remotes, config.read.deadline_s, [self._mount, self._state])
+        remotes = self._remotes = Remotes(
+            config.remotes, config.read.deadline_s, [self._mount, self._state]
+        )
         remotes.start()
         stack.callback(remotes.stop)
         log_access = None
@@ -260,7 +271,7 @@ class Daemon:
             writeback,
             store,
             self._threads,
-            remotes.open,
+            self._open_remote,
             self._invalidator.name,
             _projected_options(config),
             log_access=log_access,
@@ -289,12 +300,15 @@ class Daemon:
             takes_changes=projected.projections.takes_changes,
             orbit_xattr=projected.xattr,
         )
+        paths = AttachedPaths(tree, self._threads)
+        shown = self._shown = ShownSnapshots(projected, paths, self._invalidator.name)
         self._operations = Operations(
             filesystem,
             projected.listings,
             projected.files,
             attr_timeout_s=config.mount.attr_timeout_s,
             entry_timeout_s=config.mount.entry_timeout_s,
+            hides=shown.hides,
         )
         self._keeper = Keeper(
             self._state,
@@ -306,6 +320,15 @@ class Daemon:
             threads=self._threads,
         )
         keepers.callback(self._keeper.close)
+        snapshots = self._snapshots = Snapshots(
+            self._keeper,
+            self._keeper.records,
+            TreeTaker(tree, writeback, store, namespace, self._threads),
+            self._threads,
+            mount=os.fsencode(self._mount),
+            projected=shown.projected,
+        )
+        snapshots.changed.append(shown.changed)
         self._flusher = Flusher(self._sync_kernel, writeback.commit)
         self._jobs = JobService(
             self._state,
@@ -330,12 +353,25 @@ class Daemon:
                 self._works,
                 self._invalidator.name,
                 self._invalidator.told,
+                is_own=shown.is_shown,
+            ),
+            snapshots=SnapshotControl(
+                snapshots, shown, store, self._threads, self._invalidator.told
             ),
             jobs=self._jobs.control,
         )
         self._api = ApiServer(self._control, self._socket)
         self._api.start()
         stack.callback(self._api.stop)
+
+    async def _open_remote(self, url: str, options: Mapping[str, str]) -> Remote:
+        """A remote by its URL; snapshots are found here."""
+        if not url.startswith(SNAPSHOT_SCHEME):
+            return await self._remotes.open(url, options)
+        if options:
+            raise BadUrl(f"{url}: snapshots know no option {', '.join(sorted(options))}")
+        parsed = SnapshotUrl.parse(url)
+        return SnapshotRemote(parsed, self._snapshots, self._store, self._threads)
 
     def _attach(self) -> None:
         allow_other = self._config.mount.allow_other
@@ -372,6 +408,9 @@ class Daemon:
                 self._config.projections,
             )
             nursery.start_soon(self._flusher.run)
+            nursery.start_soon(self._snapshots.run)
+            if self._disk.exists(self._state / SNAPSHOTS_FOLDER):
+                nursery.start_soon(self._shown.attach)
             nursery.start_soon(self._jobs.run)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._copy_regularly)

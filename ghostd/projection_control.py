@@ -64,9 +64,15 @@ class ProjectionControl:
         works: Works,
         invalidate: Callable[[int, bytes], None],
         told: Callable[[], Awaitable[None]],
+        *,
+        is_own: Callable[[Projection], bool] = lambda _: False,
     ) -> None:
-        """`told` returns when the kernel shows what has been done to names."""
+        """`told` returns when the kernel shows what has been done to names.
+
+        `is_own`: a projection is the daemon's own, and not listed.
+        """
         self._told = told
+        self._is_own = is_own
         self._loop = InLoop()
         self._projected = projected
         self._writeback = writeback
@@ -151,7 +157,7 @@ class ProjectionControl:
 
         async def look() -> ProjectionList:
             await trio.lowlevel.checkpoint()
-            found = self._projected.projections.all()
+            found = [p for p in self._projected.projections.all() if not self._is_own(p)]
             paths = [await self._paths.path_of(each.row.id) for each in found]
             return ProjectionList(tuple(map(self._info, found, paths)))
 

@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Final
@@ -49,8 +49,15 @@ class SnapshotControl:
     """Implements `SnapshotCalls`. Made in the filesystem's loop; called from any thread."""
 
     def __init__(
-        self, snapshots: Snapshots, shown: ShownSnapshots, store: BlockStore, threads: Threads
+        self,
+        snapshots: Snapshots,
+        shown: ShownSnapshots,
+        store: BlockStore,
+        threads: Threads,
+        told: Callable[[], Awaitable[None]],
     ) -> None:
+        """`told` returns when the kernel shows what has been done to names."""
+        self._told = told
         self._loop = InLoop()
         self._snapshots = snapshots
         self._shown = shown
@@ -123,6 +130,7 @@ class SnapshotControl:
             expires_s=wanted.expires_s,
         )
         await self._shown.attach()
+        await self._told()
         return Taken(
             snapshot=_info(taken.snapshot, {}),
             directories_written=taken.tree.written,
@@ -140,6 +148,7 @@ class SnapshotControl:
         found = {each.name: each for each in [await self._snapshots.find(name) for name in names]}
         projected = await self._snapshots.projected()
         await self._snapshots.remove(list(found.values()), force=force)
+        await self._told()
         return tuple(_info(each, projected) for each in found.values())
 
     def prune(self, keep: Keep, *, source: str, dry_run: bool) -> Pruned:
