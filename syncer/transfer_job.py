@@ -317,10 +317,8 @@ class _TreesJob:
         def moved(count: int) -> None:
             meter.bytes_done += count
 
-        steps, mover = (
-            Steps(ends.source, ends.destination, run.options, take=take, moved=moved),
-            None,
-        )
+        steps = Steps(ends.source, ends.destination, run.options, take=take, moved=moved)
+        mover: Mover | None = None
         if isinstance(ends.source, LocalTree) and isinstance(ends.destination, LocalTree):
             from syncer.semantic import Classes
             from syncer.transfer_local import LocalMover, LocalSteps
@@ -337,6 +335,21 @@ class _TreesJob:
             )
             if bandwidth is None:
                 mover = LocalMover(ends.source, ends.destination, run.options, meter, self._how)
+        elif isinstance(ends.destination, LocalTree):
+            from syncer.snapshot_tree import SnapshotTree
+
+            if isinstance(ends.source, SnapshotTree):
+                from blockstore.chunker import Chunker, ChunkerParams
+                from syncer.restore import RestoreMover
+
+                mover = RestoreMover(
+                    ends.source,
+                    ends.destination,
+                    run.options,
+                    meter,
+                    cut=Chunker(ChunkerParams()).cut,
+                    take=take,
+                )
         local = ends.source.features.local and ends.destination.features.local
         return Transfer(
             steps,
