@@ -118,9 +118,9 @@ def add_snapshots(app: FastAPI, control: Control) -> None:
         return await caller.call(work)
 
     @app.post("/v1/snapshots/remove", operation_id="remove_snapshots")
-    async def remove(call: RemoveCall) -> list[facade.SnapshotInfo]:
-        """Remove snapshots; all or none where a name is wrong."""
-        return list(await caller.call(partial(parts().remove, call.names, force=call.force)))
+    async def remove(call: RemoveCall) -> facade.Removed:
+        """Remove snapshots; none where a name is wrong."""
+        return await caller.call(partial(parts().remove, call.names, force=call.force))
 
     @app.post("/v1/snapshots/prune", operation_id="prune_snapshots")
     async def prune(call: PruneCall) -> facade.Pruned:

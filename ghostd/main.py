@@ -337,6 +337,7 @@ class Daemon:
             DoorTree(filesystem, projected.listings, self._invalidator),
         )
         stack.callback(self._jobs.close)
+        self._keeper.holds.append(lambda: self._jobs.door.holds)
         self._control = DaemonControl(
             mount=self._mount,
             folder=self._state,

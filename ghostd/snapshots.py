@@ -22,7 +22,15 @@ from ghostd.errors import FilesystemError
 from ghostd.keeper import Keeper
 from ghostd.snapshots_writing import SnapshotRefused, TreeTaker, WrittenTree
 from ghostd.threads import Threads
-from syncer.catalogue import Listing, Snapshot, SnapshotFolder, check_name, choose_name, select
+from syncer.catalogue import (
+    SUFFIX,
+    Listing,
+    Snapshot,
+    SnapshotFolder,
+    check_name,
+    choose_name,
+    select,
+)
 from syncer.remotes.errors import Exists
 
 log = structlog.get_logger(__name__)
@@ -66,7 +74,7 @@ class Snapshots:
         self._projected = projected
         self._now_ns = now_ns
         self._known: dict[str, Snapshot] | None = None  # None: not read yet
-        self._damaged: list[str] = []
+        self._unreadable: set[str] = set()
         self._reading = trio.Lock()
         self.changed: list[Callable[[str, bool], None]] = []  # told what came (True) or went
 
@@ -85,20 +93,18 @@ class Snapshots:
         """The snapshot of exactly this name."""
         return (await self._load()).get(name)
 
-    @property
-    def damaged(self) -> Sequence[str]:
-        """Records that cannot be read, as far as they have been looked at."""
-        return self._damaged
-
     async def _load(self) -> dict[str, Snapshot]:
-        # Not before somebody asks: a start costs nothing, however many there are.
+        # Not before somebody asks: a start costs nothing, however many there are. A record never
+        # changes, so that the names tell whether somebody else has added or removed one.
         async with self._reading:
-            if self._known is None:
+            names = await self._threads.run("read", self._records.names)
+            if self._known is None or names != self._known.keys() | self._unreadable:
                 listing: Listing = await self._threads.run("read", self._records.list)
                 self._known = {each.name: each for each in listing.snapshots}
-                self._damaged = listing.damaged
-                for name in listing.damaged:
-                    log.warning("the record of a snapshot is damaged", record=name)
+                unreadable = {name.removesuffix(SUFFIX) for name in listing.damaged}
+                for name in unreadable - self._unreadable:
+                    log.warning("the record of a snapshot is damaged", snapshot=name)
+                self._unreadable = unreadable
             return self._known
 
     async def projected(self) -> Mapping[str, Sequence[bytes]]:
@@ -152,9 +158,11 @@ class Snapshots:
 
         The caller holds `Keeper.exclusive`, or counts in `Keeper.holds` since its first chunk.
         """
-        known = await self._load()
-        await self._threads.run("commit", self._records.add, snapshot)
-        known[snapshot.name] = snapshot
+        await self._load()
+        async with self._reading:
+            await self._threads.run("commit", self._records.add, snapshot)
+            assert self._known is not None
+            self._known[snapshot.name] = snapshot
         self._tell(snapshot.name, there=True)
 
     def source_of(self, path: bytes) -> str:
@@ -188,10 +196,12 @@ class Snapshots:
                         " --force removes it all the same, and what is shown there is lost"
                     )
         async with self._keeper.exclusive():
-            known = await self._load()
+            await self._load()
             for snapshot in snapshots:
-                await self._threads.run("commit", self._records.remove, snapshot)
-                known.pop(snapshot.name, None)
+                async with self._reading:
+                    await self._threads.run("commit", self._records.remove, snapshot)
+                    assert self._known is not None
+                    self._known.pop(snapshot.name, None)
                 self._tell(snapshot.name, there=False)
 
     async def run(self) -> None:

@@ -20,6 +20,7 @@ from ghostd.snapshots import Snapshots
 from ghostd.snapshots_facade import (
     Keep,
     Pruned,
+    Removed,
     Shown,
     SnapshotChange,
     SnapshotDiff,
@@ -139,17 +140,17 @@ class SnapshotControl:
             seconds=time.monotonic() - began,
         )
 
-    def remove(self, names: Sequence[str], *, force: bool) -> tuple[SnapshotInfo, ...]:
+    def remove(self, names: Sequence[str], *, force: bool) -> Removed:
         """See SnapshotCalls."""
         return self._loop.wait(lambda: self._remove(names, force=force))
 
-    async def _remove(self, names: Sequence[str], *, force: bool) -> tuple[SnapshotInfo, ...]:
+    async def _remove(self, names: Sequence[str], *, force: bool) -> Removed:
         # A wrong name removes nothing, whichever it is.
         found = {each.name: each for each in [await self._snapshots.find(name) for name in names]}
         projected = await self._snapshots.projected()
         await self._snapshots.remove(list(found.values()), force=force)
         await self._told()
-        return tuple(_info(each, projected) for each in found.values())
+        return Removed(tuple(_info(each, projected) for each in found.values()))
 
     def prune(self, keep: Keep, *, source: str, dry_run: bool) -> Pruned:
         """See SnapshotCalls."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import apsw
 
@@ -209,7 +209,7 @@ class Encoder:
         ).fetchall()
         if not rows:
             raise NotFound("the directory was removed before the snapshot could be taken")
-        row = _Row._make(rows[0])
+        row = _Row(*cast("tuple[Any, ...]", rows[0]))
         self.sums = sums
         self.root = self._writer.root(self._directory(row, name, sums))
         self._writer.flush()

@@ -132,6 +132,13 @@ class Pruned:
     failed: tuple[str, ...]  # snapshots that could not be removed, with the reason
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Snapshots that are gone."""
+
+    snapshots: tuple[SnapshotInfo, ...]
+
+
 class SnapshotCalls(Protocol):
     """Snapshots, seen from the API. Thread-neutral, blocking; raises OrbitError, TimeoutError."""
 
@@ -149,7 +156,7 @@ class SnapshotCalls(Protocol):
     ) -> SnapshotDiff:
         """A page of what differs between two snapshots; `new` may be `live`: the tree as it is."""
 
-    def remove(self, names: Sequence[str], *, force: bool) -> tuple[SnapshotInfo, ...]:
+    def remove(self, names: Sequence[str], *, force: bool) -> Removed:
         """Remove them; `force`: also what is projected, which then shows nothing more."""
 
     def prune(self, keep: Keep, *, source: str, dry_run: bool) -> Pruned:

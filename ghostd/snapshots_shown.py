@@ -60,8 +60,14 @@ class ShownSnapshots:
         if self._refused or self._root() is not None:
             return
         path = b"/" + HIDDEN_NAME
+        above = self._tree.inode(ROOT_INO)
+        times = above.mtime_ns, above.ctime_ns
         try:
             await self._projected.projections.project(Wanted(url=SCHEME, path=path, ttl_s=_TTL_S))
+            # To those who list it nothing has changed in the root.
+            above = self._tree.inode(ROOT_INO)
+            above.mtime_ns, above.ctime_ns = times
+            self._tree.touch(above)
         except OrbitError as error:
             self._refused = True
             log.warning("snapshots are not shown in the mount", error=str(error))
