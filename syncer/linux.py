@@ -90,20 +90,35 @@ def file_system_magic(handle: int) -> int:
 def data_ranges(handle: int, size: int) -> list[tuple[int, int]]:
     """(offset, length) of what is not a hole below `size`, ascending. Moves the file's position.
 
-    Everything where the file system knows no holes.
+    Everything where the file system knows no holes. Allocated blocks would not tell: those of
+    attributes count among them.
     """
     ranges: list[tuple[int, int]] = []
     end = 0
     while end < size:
-        try:
-            start = os.lseek(handle, end, os.SEEK_DATA)
-            end = min(os.lseek(handle, start, os.SEEK_HOLE), size)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole is left
-                break
-            if error.errno == errno.EINVAL and not ranges:
-                return [(0, size)]
-            raise
-        if start < size:
-            ranges.append((start, end - start))
+        start, length = next_data(handle, end, size, size)
+        if length:
+            ranges.append((start, length))
+        end = start + length
     return ranges
+
+
+def next_data(handle: int, offset: int, size: int, length_max: int) -> tuple[int, int]:
+    """Start and length of the next run that is no hole; `size` and 0: there is none.
+
+    Moves the file's position.
+    """
+    try:
+        hole = os.lseek(handle, offset, os.SEEK_HOLE)  # first: most files have none
+        start = offset
+        if hole <= offset:
+            start = os.lseek(handle, offset, os.SEEK_DATA)
+            hole = os.lseek(handle, start, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing but a hole is left
+            return size, 0
+        if error.errno != errno.EINVAL:
+            raise
+        start, hole = offset, size  # no holes are known here
+    start = min(start, size)
+    return start, min(hole - start, size - start, length_max)

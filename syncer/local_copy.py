@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 
 import trio
 
+from syncer import linux
 from syncer.local_batch import Batch, CopyOutcome, Place
 from syncer.local_bytes import Method, Ways, write_all
 from syncer.local_draft import umask
-from syncer.local_files import ranges_of
 from syncer.local_nodes import apply, read_xattrs, same
 from syncer.local_root import Directories
 from syncer.local_tree import LocalTree
@@ -152,7 +152,7 @@ class _Copying:
         if self._ways.clone(handle, target, devices):
             return CopyOutcome(None, Method.REFLINK, size)
         method, copied = Method.NOTHING, 0
-        ranges = ranges_of(handle, found)
+        ranges = linux.data_ranges(handle, size)
         for offset, length in ranges:
             method = self._ways.copy(handle, target, offset, length, devices)
             copied += length

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from syncer import linux
-from syncer.local_nodes import BLOCK_BYTES, Owners, apply, node_of, read_xattrs, same
+from syncer.local_nodes import Owners, apply, node_of, read_xattrs, same
 from syncer.local_parts import PartNames
 from syncer.local_root import (
     OPEN_BELOW,
@@ -135,8 +135,7 @@ class LocalFiles:
     def data_ranges(self, path: bytes, node: Node) -> list[tuple[int, int]]:
         """See Tree."""
         with self.pinned(path, node) as handle:
-            found = os.fstat(handle)
-            return ranges_of(handle, found)
+            return linux.data_ranges(handle, node.size)
 
     def xattrs(self, path: bytes) -> dict[bytes, bytes]:
         """See Tree."""
@@ -253,10 +252,3 @@ class LocalFiles:
             if removed:
                 sync_directory(handle)
             return removed
-
-
-def ranges_of(handle: int, found: os.stat_result) -> list[tuple[int, int]]:
-    """(offset, length) of what is not a hole in an open file. Raises OSError."""
-    if found.st_blocks * BLOCK_BYTES >= found.st_size:
-        return [(0, found.st_size)] if found.st_size else []
-    return linux.data_ranges(handle, found.st_size)

@@ -137,7 +137,8 @@ class _Copy:
             devices = (found.st_dev, os.fstat(target).st_dev)
             begun, copied = self.offset, 0
             for _ in range(_EXTENTS_MAX):
-                start, length = _next_data(source, self.offset, found.st_size, budget - copied)
+                left = budget - copied
+                start, length = linux.next_data(source, self.offset, found.st_size, left)
                 if length:
                     self.method = self._ways.copy(source, target, start, length, devices)
                 self.offset = start + length
@@ -171,20 +172,6 @@ class _Copy:
             self._closed = True
             self._open.close()
         self._draft.close()
-
-
-def _next_data(handle: int, offset: int, size: int, length_max: int) -> tuple[int, int]:
-    """The next run of data: its start and length, at most `length_max`. Raises OSError."""
-    try:
-        start = min(os.lseek(handle, offset, os.SEEK_DATA), size)
-        end = os.lseek(handle, start, os.SEEK_HOLE) if start < size else size
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # nothing but a hole is left
-            return size, 0
-        if error.errno != errno.EINVAL:
-            raise
-        start, end = offset, size  # no holes are known here
-    return start, min(end - start, size - start, length_max)
 
 
 class _Hasher:
