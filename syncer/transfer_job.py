@@ -38,7 +38,7 @@ from syncer.options import Options
 from syncer.plan import Plan, make_plan
 from syncer.remotes.errors import RemoteError
 from syncer.steps import Step, StepKind, StepResult, StepState
-from syncer.transfer import EVENT_OF, MAKING, Feed, Transfer
+from syncer.transfer import EVENT_OF, MAKING, Feed, Mover, Transfer
 from syncer.transfer_ledger import Ledger, MemoryLedger
 from syncer.transfer_single import plan_single
 from syncer.transfer_steps import Steps
