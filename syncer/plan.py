@@ -293,7 +293,7 @@ class _Planner:
         self._steps.append(step)
         self._plan.steps[step.kind] += 1
         self._plan.bytes += step.size
-        if self._frames:
+        if self._frames and step.kind is not StepKind.METADATA:
             self._frames[-1].touched = True
 
     def _equal(self, event: Equal) -> None:
