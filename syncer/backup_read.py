@@ -18,9 +18,9 @@ from typing import Final
 import trio
 
 from blockstore.ids import Buffer, ChunkId
+from syncer import linux
 from syncer.backup_previous import Known, token_now, unchanged
 from syncer.chunks import ChunkStore
-from syncer.local_files import ranges_of
 from syncer.local_nodes import node_of, read_xattrs, same
 from syncer.local_root import OPEN_FILE, OPEN_PATH, Directories, Spot, opened
 from syncer.local_tree import LocalTree
@@ -220,7 +220,7 @@ class LocalBatch:
         used = self._used
         if not slot.content or not node.size:
             return read, used
-        for start, length in ranges_of(handle, os.fstat(handle)):
+        for start, length in linux.data_ranges(handle, node.size):
             end = used + min(length, node.size - start)
             at = start
             begin = used
@@ -402,7 +402,7 @@ class Stream:
             self._node = node_of(self._node.name, found, tree.scanner.owners)
             if self._node.kind is not NodeKind.FILE:
                 raise Changed(f"{shown(tree.root.path(self.slot.path))} is no file any more")
-            self._ranges = ranges_of(self._handle, found)
+            self._ranges = linux.data_ranges(self._handle, found.st_size)
 
     def _cut(self, view: memoryview, start: int, size: int) -> tuple[int, int, list[int]]:
         """Cut the first `size` bytes of a buffer, which begin at `start` of the file."""
