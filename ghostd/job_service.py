@@ -10,6 +10,7 @@ from ghostd.door_tree import DoorTree
 from ghostd.in_loop import InLoop
 from ghostd.job_worker import JobWorker
 from ghostd.jobs_facade import JobControl
+from ghostd.threads import Threads
 from syncer.jobs import Jobs
 
 DATABASE = "jobs.db"
@@ -18,11 +19,13 @@ DATABASE = "jobs.db"
 class JobService:
     """Made in the filesystem's loop, which `run` is a task of."""
 
-    def __init__(self, state: Path, mount: Path, store: BlockStore, tree: DoorTree) -> None:
+    def __init__(
+        self, state: Path, mount: Path, store: BlockStore, tree: DoorTree, threads: Threads
+    ) -> None:
         """Raises FormatTooNew, JobsDamaged, StorageFull, StorageFailed."""
         self._jobs = Jobs.open(state / DATABASE)
         self.door = DoorServer(store, tree, InLoop(), mount)
-        self.worker = JobWorker(self._jobs, state, mount, self.door)
+        self.worker = JobWorker(self._jobs, state, mount, self.door, threads)
         self.control = JobControl(self._jobs, self.worker.wake)
 
     async def run(self) -> None:

@@ -8,7 +8,6 @@ when no job waits.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import structlog
 import trio
 
 from ghostd.door_server import DoorServer
+from ghostd.threads import Threads
 from syncer.jobs import Jobs
 
 log = structlog.get_logger(__name__)
@@ -33,7 +33,10 @@ _LIVED_S: Final = 30.0  # who lives longer has not crashed at once
 class JobWorker:
     """Owned by the filesystem's loop; `wake` is for any thread."""
 
-    def __init__(self, jobs: Jobs, state: Path, mount: Path, door: DoorServer) -> None:
+    def __init__(
+        self, jobs: Jobs, state: Path, mount: Path, door: DoorServer, threads: Threads
+    ) -> None:
+        self._threads = threads
         self._jobs = jobs
         self._state = state
         self._mount = mount
@@ -75,45 +78,42 @@ class JobWorker:
         """One life of a worker process; its exit code."""
         connections = self._door.open()
         numbers = [connection.fileno() for connection in connections]
+        command = [sys.executable, "-m", "syncer.worker", "--parent", str(os.getpid())]
+        command += ["--state", str(self._state), "--mount", str(self._mount)]
+        command += ["--door", ",".join(map(str, numbers))]
         try:
-            process = await trio.lowlevel.open_process(
-                [
-                    sys.executable,
-                    "-m",
-                    "syncer.worker",
-                    "--state",
-                    str(self._state),
-                    "--mount",
-                    str(self._mount),
-                    "--door",
-                    ",".join(map(str, numbers)),
-                    "--parent",
-                    str(os.getpid()),
-                ],
-                pass_fds=numbers,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,
-            )
+            # The kernel ends it with the *thread* that started it: one that lives as long as we.
+            process = await self._threads.run("keep", _start, command, numbers)
         finally:
             for connection in connections:
                 connection.close()
         self.pid, self.starts = process.pid, self.starts + 1
         try:
-            return await process.wait()
+            return await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
         except trio.Cancelled:
-            await self._end(process)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_end, process)
             raise
         finally:
             self.pid = 0
 
-    @staticmethod
-    async def _end(process: trio.Process) -> None:
-        with trio.CancelScope(shield=True):
-            process.send_signal(signal.SIGTERM)
-            with trio.move_on_after(_GRACE_S):
-                await process.wait()
-                return
-            process.kill()
-            await process.wait()
+
+def _start(command: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """It gives its jobs back, or is killed."""
+    process.terminate()
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -335,6 +335,7 @@ class Daemon:
             self._mount,
             store,
             DoorTree(filesystem, projected.listings, self._invalidator),
+            self._threads,
         )
         stack.callback(self._jobs.close)
         self._keeper.holds.append(lambda: self._jobs.door.holds)
