@@ -130,7 +130,7 @@ TABLE: dict[str, tuple[list[Case], list[Case]]] = {
     ),
     "trash-without-writing": (
         [backup(trash=".t"), verify(trash=".t")],
-        [copy(LOCAL, LOCAL), PLAIN],
+        [copy(LOCAL, LOCAL, trash=".t"), PLAIN],
     ),
     "compression-does-nothing": (
         [copy(LOCAL, LOCAL, compression="zstd"), copy(LOCAL, S3, compression="lz4")],
