@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from cli.projections import COMMANDS
+from cli.snapshots import snapshot
 from orbit_socket import default_socket
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def stop(session: Session, *, no_wait: bool, timeout_s: float) -> None:
 
 for command in COMMANDS:
     main.add_command(command)
+main.add_command(snapshot)
 
 
 if __name__ == "__main__":

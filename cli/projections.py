@@ -38,6 +38,7 @@ URLs:
   az://CONTAINER/PREFIX  gs://BUCKET/PREFIX
   http(s)://HOST/PATH/              a listing of files, or one file
   fsspec+PROTOCOL://…               whatever fsspec reads
+  snapshot:NAME[/PATH]              a snapshot; with --mode cow a clone to write into
 """
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ def _parsed(_: click.Context, param: click.Parameter, value: str) -> float:
         raise click.BadParameter(str(error)) from error
 
 
-class _Ways:
+class Ways:
     """One command's way to the daemon: paths resolved, answers rendered."""
 
     def __init__(self, session: Session) -> None:
@@ -178,7 +179,7 @@ def project(
         if not equals or not name:
             raise click.BadParameter(f"{option!r}: write KEY=VALUE", param_hint="--option")
         values[name] = value
-    ways = _Ways(session)
+    ways = Ways(session)
     body: dict[str, object] = {
         "url": url,
         "path": ways.path(path),
@@ -196,7 +197,7 @@ def project(
 @click.pass_obj
 def unproject(session: Session, path: str, *, force: bool) -> None:
     """Detach the projection at PATH. The remote keeps everything."""
-    ways = _Ways(session)
+    ways = Ways(session)
     body: dict[str, object] = {"path": ways.path(path), "force": force}
     ways.show(ways.post("/v1/unproject", body, _PROJECT_TIMEOUT_S), ways.shown.unproject)
 
@@ -205,7 +206,7 @@ def unproject(session: Session, path: str, *, force: bool) -> None:
 @click.pass_obj
 def projections(session: Session) -> None:
     """List the projections, and how their remotes are."""
-    ways = _Ways(session)
+    ways = Ways(session)
     answer = ways.call(lambda client: client.get("/v1/projections", QUESTION_TIMEOUT_S))
     ways.show(answer, ways.shown.projections)
 
@@ -216,7 +217,7 @@ def projections(session: Session) -> None:
 @click.pass_obj
 def refresh(session: Session, path: str, *, recursive: bool) -> None:
     """Ask the remote again for the directory or file at PATH, whatever its age."""
-    ways = _Ways(session)
+    ways = Ways(session)
     body: dict[str, object] = {"path": ways.path(path), "recursive": recursive}
     ways.show(ways.post("/v1/refresh", body), ways.shown.refresh)
 
@@ -226,7 +227,7 @@ def refresh(session: Session, path: str, *, recursive: bool) -> None:
 @click.pass_obj
 def residency(session: Session, paths: Sequence[str]) -> None:
     """Say which share of each PATH is here, pinned, and changed here. Asks no remote."""
-    ways = _Ways(session)
+    ways = Ways(session)
     answer = ways.post("/v1/residency", {"paths": ways.paths(paths)})
     ways.show(answer, ways.shown.residency)
 
@@ -237,7 +238,7 @@ def residency(session: Session, paths: Sequence[str]) -> None:
 @click.pass_obj
 def warm(session: Session, paths: Sequence[str], *, detach: bool) -> None:
     """Fetch everything below the PATHs ahead of its readers. Ctrl-C stops it."""
-    _work(_Ways(session), "/v1/warm", paths, detach=detach)
+    _work(Ways(session), "/v1/warm", paths, detach=detach)
 
 
 @click.command()
@@ -250,7 +251,7 @@ def pin(session: Session, paths: Sequence[str], *, detach: bool) -> None:
     A pinned file stays pinned when the remote has a new version of it, which is fetched when it is
     read or pinned again. Files that appear later are not pinned: pin the directory again.
     """
-    _work(_Ways(session), "/v1/pin", paths, detach=detach)
+    _work(Ways(session), "/v1/pin", paths, detach=detach)
 
 
 @click.command()
@@ -258,7 +259,7 @@ def pin(session: Session, paths: Sequence[str], *, detach: bool) -> None:
 @click.pass_obj
 def unpin(session: Session, paths: Sequence[str]) -> None:
     """Let everything below the PATHs be evicted again."""
-    ways = _Ways(session)
+    ways = Ways(session)
     ways.show(ways.post("/v1/unpin", {"paths": ways.paths(paths)}), ways.shown.unpin)
 
 
@@ -267,7 +268,7 @@ def unpin(session: Session, paths: Sequence[str]) -> None:
 @click.pass_obj
 def evict(session: Session, paths: Sequence[str]) -> None:
     """Drop what is cached of everything below the PATHs, save what is pinned."""
-    ways = _Ways(session)
+    ways = Ways(session)
     ways.show(ways.post("/v1/evict", {"paths": ways.paths(paths)}), ways.shown.evict)
 
 
@@ -276,7 +277,7 @@ def evict(session: Session, paths: Sequence[str]) -> None:
 @click.pass_obj
 def works(session: Session, number: int | None) -> None:
     """List warm-ups and pins that run or ended lately, or stop one."""
-    ways = _Ways(session)
+    ways = Ways(session)
     if number is None:
         answer = ways.call(lambda client: client.get("/v1/warm", QUESTION_TIMEOUT_S))
         ways.show(answer, ways.shown.works)
@@ -291,7 +292,7 @@ def works(session: Session, number: int | None) -> None:
 @click.pass_obj
 def diff(session: Session, path: str) -> None:
     """List what was changed here at and below PATH, in a projection of mode cow."""
-    ways = _Ways(session)
+    ways = Ways(session)
     where = ways.path(path)
     changes: list[Answer] = []
     cursor: object = None
@@ -319,7 +320,7 @@ def revert(session: Session, path: str, *, yes: bool) -> None:
 
     What was made here is deleted for good. See diff.
     """
-    ways = _Ways(session)
+    ways = Ways(session)
     where = ways.path(path)
     if not yes:
         if ways.as_json or not sys.stdin.isatty():
@@ -329,7 +330,7 @@ def revert(session: Session, path: str, *, yes: bool) -> None:
     ways.show(ways.post("/v1/revert", {"path": where}), ways.shown.revert)
 
 
-def _agrees(ways: _Ways, where: str) -> bool:
+def _agrees(ways: Ways, where: str) -> bool:
     page = ways.post("/v1/diff", {"path": where, "limit": _CHANGES_SHOWN})
     click.echo(ways.shown.diff(page))
     if not page["changes"]:
@@ -339,7 +340,7 @@ def _agrees(ways: _Ways, where: str) -> bool:
     return click.confirm("drop these changes?", default=False)
 
 
-def _work(ways: _Ways, url: str, paths: Sequence[str], *, detach: bool) -> None:
+def _work(ways: Ways, url: str, paths: Sequence[str], *, detach: bool) -> None:
     """Begin a work and, unless told otherwise, stay until it ends."""
     answer = ways.post(url, {"paths": ways.paths(paths)})
     if detach:
