@@ -9,11 +9,12 @@ whatever the pattern is: no rule of a user can hang a job.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
-
-import re2
+from typing import TYPE_CHECKING, Final
 
 from syncer.remotes.errors import RemoteError
+
+if TYPE_CHECKING:
+    import re2  # 8 ms, which jobs without rules do not need
 
 _MEMORY_BYTES_MAX: Final = 64 << 20  # of one compiled set; a thousand rules take about a tenth
 # A byte that is not UTF-8 is matched as one character: a private one, which no name has in earnest.
@@ -59,6 +60,8 @@ def text_of(raw: bytes) -> str:
 
 
 def _options(*, ignore_case: bool = False) -> re2.Options:
+    import re2
+
     options = re2.Options()
     options.log_errors = False
     options.max_mem = _MEMORY_BYTES_MAX
@@ -203,6 +206,8 @@ def regex_anywhere(expression: str) -> str:
 
     Raises FilterError where RE2 does not know it.
     """
+    import re2
+
     try:
         re2.compile(expression, _options())
     except re2.error as error:
@@ -223,6 +228,8 @@ class PatternSet:
 
         Raises FilterError when they are too many.
         """
+        import re2
+
         make = re2.Set.SearchSet if anywhere else re2.Set.FullMatchSet
         self._set = make(_options(ignore_case=ignore_case))
         for regex in regexes:
