@@ -40,7 +40,7 @@ class Counted:
         await trio.lowlevel.checkpoint()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Machine(Context):
     """One machine's surroundings: its cache, and a server that all machines reach."""
 
