@@ -32,12 +32,12 @@ from syncer.backup_previous import Known, Previous, PreviousTree, same_attribute
 from syncer.backup_read import BATCH_FILES, BUFFER_BYTES, LARGE_BYTES, Reader, Slot, Stream
 from syncer.backup_scan import Folder, Found, Keeps, Pages, Scan
 from syncer.chunks import ChunkStore
-from syncer.links import Links
 from syncer.options import Options, Symlinks
 from syncer.remotes.errors import Changed, RemoteError, Unsupported
 from syncer.tree import ROOT, Node, NodeKind, Tree
 from syncer.tree_objects import NO_TOKEN, Entry, Sums, entry_of, token_of
 from syncer.tree_writer import Directory, DirectoryWriter, TreeWriter
+from syncer.walk_scratch import Links, Scratch
 
 __all__ = ["Backup", "Failure", "Previous", "Progress", "backup"]
 
@@ -45,6 +45,7 @@ _ITEMS: Final = 512  # a message from the walk to assembly
 _MESSAGES: Final = 16
 _READERS_MAX: Final = 16
 _TRIES: Final = 3
+_LINKS_MAX: Final = 50_000  # in memory, some 50 MB
 _HELD: Final = 10_000  # entries of a directory that wait until it turns out to be unchanged
 
 
@@ -109,15 +110,18 @@ async def backup(
     if options.symlinks is Symlinks.FOLLOW:
         raise Unsupported("a backup keeps symlinks, or skips them; it does not follow them")
     top = (await tree.stat(ROOT))._replace(name=b"")
+    scratch = Scratch()
     try:
         async with trio.open_nursery() as nursery:
-            run = _Run(tree, store, previous, options, keeps, nursery)
+            run = _Run(tree, store, previous, options, keeps, nursery, scratch)
             run.on_progress = progress
             run.on_failure = failed
             result = await run.run(top)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise _only(group) from group
+    finally:
+        scratch.close()
     return result
 
 
@@ -193,6 +197,7 @@ class _Run:
         options: Options,
         keeps: Keeps | None,
         nursery: trio.Nursery,
+        scratch: Scratch,
     ) -> None:
         self._options = options
         self._nursery = nursery
@@ -203,7 +208,8 @@ class _Run:
         self._tree = tree
         # Tokens of local nodes change with any attribute; those of others with the content alone.
         self._tells_all = self._reader.local is not None
-        self._links = Links()
+        # Of hard-linked files: the entry of their first name; False: not read, or not yet.
+        self._links = Links(scratch, _LINKS_MAX)
         self._progress = Progress()
         self._first_failure: RemoteError | None = None
         self.on_progress: Callable[[Progress], None] | None = None
@@ -319,11 +325,11 @@ class _Run:
         """Hand on a node that is no directory."""
         link = 0
         if node.link is not None and self._options.hard_links:
-            if node.link in self._links:
+            if self._links.get(node.link) is not None:
                 self._out.append(_Again(path, node, known))
                 return
             link = int.from_bytes(blake3(path).digest(length=8), "little") or 1
-            self._links.begin(node.link)
+            self._links.set(node.link, False)
         is_file = node.kind is NodeKind.FILE
         content = is_file and (self._options.checksum or not unchanged(node, known))
         if known is not None and not content and self._as_it_was(node, known):
@@ -333,12 +339,13 @@ class _Run:
             self._ready(node, _Ready(entry, known.token, same))
         elif is_file or (self._reader.xattrs and node.kind is not NodeKind.SYMLINK):
             # Whether what is not exact must be read is decided when its time is known.
-            slot = Slot(path, node, known, link, content=content or (is_file and not node.exact))
+            content = content or (is_file and not node.exact)
+            slot = Slot(path, node, known, link, node.link, content)
             self._out.append(slot)
             await self._to_be_read(slot)
         elif node.kind is NodeKind.SYMLINK and node.target is None:
             error = Changed(f"{path!r} is no symlink any more")
-            self._out.append(Slot(path, node, known, link, error=error, done=True))
+            self._out.append(Slot(path, node, known, link, node.link, error=error, done=True))
         else:
             entry = entry_of(node, link=link)
             token = token_of((node.token,))
@@ -347,7 +354,7 @@ class _Run:
 
     def _ready(self, node: Node, ready: _Ready) -> None:
         if ready.entry.link:
-            self._links.settle(node.link, ready.entry)
+            self._links.set(node.link, ready.entry)
         self._out.append(ready)
 
     async def _to_be_read(self, slot: Slot) -> None:
@@ -484,11 +491,9 @@ class _Run:
         self._progress.path = slot.path
         if slot.error is not None or slot.entry is None:
             self._fail(slot.path, slot.error or Changed("it was not read"))
-            if slot.node.link is not None and slot.link:
-                self._links.settle(slot.node.link, None)
             return None
         if slot.link:
-            self._links.settle(slot.node.link, slot.entry)
+            self._links.set(slot.names, slot.entry)
         if slot.node.kind is NodeKind.FILE:
             if slot.content:
                 self._progress.files_read += 1
@@ -499,8 +504,8 @@ class _Run:
 
     def _again(self, item: _Again) -> tuple[Entry, int, ChunkId | None] | None:
         """One more name of a file, whose first name was taken before."""
-        entry = self._links.get(item.node.link)
-        if entry is None:
+        entry: Entry | bool = self._links.get(item.node.link)
+        if not isinstance(entry, Entry):
             self._fail(item.path, Changed("another name of this file could not be read"))
             return None
         # No token: what was read is as old as the first name's, not as this listing.

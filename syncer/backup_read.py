@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +46,7 @@ class Slot:
     node: Node
     known: Known | None
     link: int = 0  # see Entry
+    names: Hashable = None  # what the tree says of its names, see Node.link
     content: bool = True  # the file has to be read; else only what stands beside it
     entry: Entry | None = None
     token: int = NO_TOKEN

@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-import apsw
 import trio
 
 from syncer.backup_previous import Known, PreviousDirectory, PreviousTree
 from syncer.local_tree import LocalTree
 from syncer.options import Options, Symlinks
 from syncer.remotes.errors import RemoteError
-from syncer.step_rows import decode_step, encode_step
-from syncer.steps import Step, StepKind
 from syncer.tree import Node, NodeKind, Page, Tree
+from syncer.walk_scratch import Names, Scratch
 
 AHEAD: Final = 32  # directories
 _AHEAD_NODES: Final = 500  # of each; a larger one is listed when its turn comes
@@ -63,55 +61,26 @@ class Pages:
 
 
 class _Sorter:
-    """Nodes as they are listed, and then in the order of their names."""
+    """The nodes of one directory as they are listed, and then in the order of their names."""
 
     def __init__(self) -> None:
-        self._nodes: list[Node] = []
-        self._scratch: apsw.Connection | None = None
+        self._scratch = Scratch()  # of its own: several directories are listed at a time
+        self._names = Names(self._scratch, None, SORTED_MAX)
 
     @property
     def small(self) -> list[Node] | None:
         """All nodes, if they are few."""
-        return self._nodes if self._scratch is None else None
+        return self._names.in_memory
 
     def add(self, nodes: Sequence[Node]) -> None:
         """Take a page. Blocks."""
-        self._nodes.extend(nodes)
-        if len(self._nodes) >= SORTED_MAX:
-            self._spill()
-
-    def _spill(self) -> None:
-        if self._scratch is None:
-            # Its name is empty: a file that SQLite makes and removes by itself.
-            self._scratch = apsw.Connection("")
-            for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-16384"):
-                self._scratch.execute(f"PRAGMA {pragma}").fetchall()
-            self._scratch.execute(
-                "CREATE TABLE nodes (name BLOB PRIMARY KEY, turn INTEGER, checksum INTEGER, "
-                "detail BLOB) WITHOUT ROWID"
-            ).fetchall()
-        rows = (encode_step(Step(StepKind.COPY, node.name, node=node)) for node in self._nodes)
-        with self._scratch:
-            self._scratch.executemany(
-                "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?)",
-                ((row.path, row.turn, row.checksum, row.detail) for row in rows),
-            )
-        self._nodes = []
+        self._names.add(nodes)
 
     def pages(self) -> Iterator[list[Node]]:
-        """Yield all nodes, sorted. Blocks."""
-        if self._scratch is None:
-            self._nodes.sort(key=_NAME)
-            yield self._nodes
-            return
-        self._spill()
+        """Yield all nodes, sorted; once. Blocks."""
         page: list[Node] = []
-        for name, turn, checksum, detail in self._scratch.execute(
-            "SELECT name, turn, checksum, detail FROM nodes ORDER BY name"
-        ):
-            node = decode_step(turn, name, checksum, detail).node
-            assert node is not None
-            page.append(node)
+        for _, same in self._names.groups():
+            page.append(same[-1])  # listed twice, because it was renamed meanwhile: once will do
             if len(page) == _PAGE:
                 yield page
                 page = []
@@ -206,7 +175,7 @@ class Scan:
         nodes = sorter.small
         if nodes is None:
             return sorter
-        nodes.sort(key=_NAME)
+        nodes = sorted(nodes, key=_NAME)
         return await trio.to_thread.run_sync(self._merge_last, folder, nodes)
 
     def _merged(self, folder: Folder, sorter: _Sorter) -> Iterator[list[Found]]:
