@@ -331,14 +331,14 @@ class _Inspection:
             return
 
 
-def inspect(
-    spec: JobSpec,
-    source: End,
-    destination: End,
-    around: Surroundings,
-    left_out: LeftOut = _nothing_left_out,
-) -> list[Finding]:
-    """Look at both ends. `left_out`: whether filters leave out a directory of the source."""
+def inspect(spec: JobSpec, source: End, destination: End, around: Surroundings) -> list[Finding]:
+    """Look at both ends. What the job's filters leave out is in nobody's way. Raises FilterError."""
+    left_out: LeftOut = _nothing_left_out
+    if spec.options.filters:
+        from syncer.filters import Filters
+
+        # Directories have no age that counts.
+        left_out = Filters.parse(spec.options.filters, now_ns=0).leaves_out
     return list(_Inspection(spec, source, destination, around, left_out).findings())
 
 
