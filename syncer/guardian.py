@@ -332,7 +332,7 @@ class _Inspection:
 
 
 def inspect(spec: JobSpec, source: End, destination: End, around: Surroundings) -> list[Finding]:
-    """Look at both ends. What the job's filters leave out is in nobody's way. Raises FilterError."""
+    """Look at both ends. What the filters leave out is in nobody's way. Raises FilterError."""
     left_out: LeftOut = _nothing_left_out
     if spec.options.filters:
         from syncer.filters import Filters
