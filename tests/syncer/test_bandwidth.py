@@ -113,6 +113,7 @@ entries = st.tuples(
 ).map("".join)
 
 
+@settings(deadline=None)
 @given(
     texts=st.lists(entries, min_size=1, max_size=5),
     minutes=st.integers(0, 7 * 1440 - 1),

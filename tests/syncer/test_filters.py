@@ -217,6 +217,7 @@ components = st.binary(min_size=1, max_size=12).map(
 any_paths = st.lists(components, min_size=1, max_size=4).map(b"/".join)
 
 
+@settings(deadline=None)
 @given(path=any_paths, other=any_paths, directory=st.booleans())
 def test_a_name_spelled_out_matches_itself_and_nothing_else(
     path: bytes, other: bytes, directory: bool
@@ -232,6 +233,7 @@ def test_a_name_spelled_out_matches_itself_and_nothing_else(
     assert filters.decide(other, node).keep is (other != path)
 
 
+@settings(deadline=None)
 @given(path=any_paths)
 def test_a_star_for_each_name_matches_any_path(path: bytes) -> None:
     stars = "/".join("*" * (path.count(b"/") + 1))
@@ -265,6 +267,7 @@ def test_case_is_ignored_on_request() -> None:
 # Rules together.
 
 
+@settings(deadline=None)
 @given(
     rules=st.lists(st.tuples(st.sampled_from("+-"), globs), max_size=8),
     path=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join),

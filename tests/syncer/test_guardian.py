@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncer.guardian import (
@@ -416,6 +416,7 @@ names = st.sampled_from((b"a", b"b", b"ab", b".."[:1]))
 clean_paths = st.lists(names, max_size=4).map(lambda parts: b"/" + b"/".join(parts))
 
 
+@settings(deadline=None)
 @given(clean_paths, clean_paths)
 def test_within(path: bytes, folder: bytes) -> None:
     parts, above = ([part for part in one.split(b"/") if part] for one in (path, folder))
@@ -470,6 +471,7 @@ def test_names_that_become_one() -> None:
     assert list(NameCheck(Features(), ignore_case=True).collisions(b"", [b"q", b"Q"]))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from((b"a", b"b")), max_size=3),
     st.lists(st.sampled_from((b"..", b".", b"x", b"")), min_size=1, max_size=6),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncer.guidance import RULES, Advice, Refused, Severity, check, refuse_errors
@@ -293,6 +293,7 @@ def test_errors_come_first_and_refuse() -> None:
     assert refuse_errors(notices) == notices
 
 
+@settings(deadline=None)
 @given(
     verb=st.sampled_from(Verb),
     source=st.sampled_from((LOCAL, STORE, S3, SFTP, HTTP, FAT)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncer.filter_patterns import FilterError
@@ -67,6 +67,7 @@ def test_first_bytes_count_where_the_name_says_nothing(
     assert classify(b"something.zip", head) is LOW
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.none() | st.binary(max_size=HEAD_BYTES))
 def test_every_file_has_a_class(path: bytes, head: bytes | None) -> None:
     found = classify(path, head)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncer.options import Options
@@ -55,6 +55,7 @@ def check_bounds(tuner: Tuner) -> None:
     assert len(tuning.reasons) < 40
 
 
+@settings(deadline=None)
 @given(options, features, features, st.integers(0, 1000), st.lists(samples, max_size=60))
 def test_whatever_is_seen_the_tuning_is_within_its_bounds(
     options: Options, source: Features, destination: Features, cores: int, seen: list[Sample]
@@ -72,6 +73,7 @@ def test_whatever_is_seen_the_tuning_is_within_its_bounds(
         assert tuner.tuning.codec == options.compression
 
 
+@settings(deadline=None)
 @given(features, st.floats(0, 5), st.floats(0, 5), st.integers(1, 64))
 def test_longer_round_trips_never_mean_less_at_once(
     source: Features, one: float, other: float, cores: int
@@ -83,6 +85,7 @@ def test_longer_round_trips_never_mean_less_at_once(
     assert near.parallel * near.block_bytes <= far.parallel * far.block_bytes
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_more_cores_never_mean_fewer_files_at_a_time(one: int, other: int) -> None:
     few, many = sorted((one, other))
@@ -92,6 +95,7 @@ def test_more_cores_never_mean_fewer_files_at_a_time(one: int, other: int) -> No
     )
 
 
+@settings(deadline=None)
 @given(st.floats(1, 10**9), st.floats(0, 1), st.integers(1, 64))
 def test_a_line_that_is_full_is_left_alone_soon(
     bytes_per_s: float, cpu_share: float, cores: int
@@ -108,6 +112,7 @@ def test_a_line_that_is_full_is_left_alone_soon(
         assert again.tuning == tuner.tuning
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64))
 def test_as_many_as_make_it_faster(useful: int) -> None:
     """Each file brings its share, up to `useful` at a time."""
