@@ -127,7 +127,7 @@ def rsync_keeps(root: Path, rules: list[str]) -> set[bytes]:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rules=rsync_rules)
 def test_rules_leave_out_what_they_do_in_rsync(tree: Path, rules: list[str]) -> None:
