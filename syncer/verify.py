@@ -1,69 +1,281 @@
-"""Whether two trees are alike: names, kinds, sizes and contents, and metadata on request."""
+"""Whether two trees are alike: names, kinds, sizes and contents, and metadata on request.
+
+Contents are compared by what both trees know of them (checksums of one kind, content ids), else by
+reading both sides in ranges, several files at a time. Nothing is written.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import enum
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
 
 import trio
 
-from syncer.diff import same_checksum
+from syncer.diff import Rules, metadata_reason, rules_of, same_checksum
+from syncer.filters import Filters
+from syncer.options import Mode, Options, Verb
 from syncer.remotes.errors import RemoteError
-from syncer.tree import Node, Tree
+from syncer.tree import Node, NodeKind, Tree
+from syncer.walk import Directory, Enter, Event, Pair, Problem, lists_ahead, walk
 
 BLOCK_BYTES: Final = 4 << 20  # compared at a time
 BLOCKS_AHEAD: Final = 4  # of one file, from both sides: 32 MiB
+FILES_AT_ONCE_MAX: Final = 8  # 256 MiB in all
+DIFFERENCES_KEPT: Final = 100  # by the summary; all are told
+
+_FILE: Final = NodeKind.FILE
+_DIRECTORY: Final = NodeKind.DIRECTORY
+_SYMLINK: Final = NodeKind.SYMLINK
 
 
-async def same_xattrs(source: Tree, source_path: bytes, destination: Tree, path: bytes) -> bool:
-    """Whether a name has equal extended attributes in both trees."""
-    return dict(await source.xattrs(source_path)) == dict(await destination.xattrs(path))
+class What(enum.StrEnum):
+    """How a name differs."""
+
+    MISSING = "missing"  # at the second tree
+    EXTRA = "extra"  # there only
+    KIND = "kind"
+    SIZE = "size"
+    CONTENT = "content"
+    TARGET = "target"  # of a symlink
+    DEVICE = "device"
+    METADATA = "metadata"
+    UNREADABLE = "unreadable"  # nobody knows whether it differs
+
+
+class Difference(NamedTuple):
+    """One name at which the trees are not alike."""
+
+    path: bytes
+    what: What
+    detail: str = ""  # for people
+
+
+DifferenceSink = Callable[[Difference], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was compared, and what was found; complete when `verify` has returned."""
+
+    files: int = 0  # on both sides; all that is no directory
+    directories: int = 0
+    bytes_known: int = 0  # compared by checksums or ids
+    bytes_read: int = 0  # of one side
+    left_out: int = 0  # by filters or options
+    counts: dict[What, int] = field(default_factory=lambda: dict.fromkeys(What, 0))
+    differences: list[Difference] = field(default_factory=list)  # the first of them
+
+    @property
+    def count(self) -> int:
+        """Differences in all."""
+        return sum(self.counts.values())
+
+    @property
+    def alike(self) -> bool:
+        """Whether everything could be compared and was equal. If not, the data did not verify."""
+        return not self.count
+
+
+async def verify(
+    one: Tree,
+    other: Tree,
+    options: Options,
+    filters: Filters,
+    sink: DifferenceSink,
+    *,
+    metadata: bool = False,
+    verified: Verified | None = None,
+) -> Verified:
+    """Compare `one` with `other`, which is to be its copy, and tell `sink` where they differ.
+
+    `metadata`: also modes, owners, times and extended attributes, as far as the options ask for
+    them and both trees know them. Otherwise names, kinds and contents alone. Raises what the
+    trees' roots raise.
+    """
+    summary = Verified() if verified is None else verified
+    run = _Verification(one, other, options, sink, summary, metadata=metadata)
+    # Everything is looked at on both sides; nothing is skipped for being there already.
+    looking = replace(options, mode=Mode.MIRROR, ignore_existing=False, force=True)
+    rules = rules_of(Verb.SYNC, looking, one.features, other.features)
+    everything = replace(rules, symlinks=True, specials=True, directories=True)
+    await walk(one, other, looking, everything, filters, run.take, quick=False)
+    return summary
+
+
+class _Verification:
+    def __init__(
+        self,
+        one: Tree,
+        other: Tree,
+        options: Options,
+        sink: DifferenceSink,
+        summary: Verified,
+        *,
+        metadata: bool,
+    ) -> None:
+        self._one = one
+        self._other = other
+        self._sink = sink
+        self._summary = summary
+        self._rules: Rules | None = None
+        if metadata:
+            self._rules = rules_of(Verb.SYNC, options, one.features, other.features)
+        self._at_once = min(FILES_AT_ONCE_MAX, max(4, lists_ahead(one, other)))
+
+    async def take(self, events: Sequence[Event]) -> None:
+        """See walk.EventSink."""
+        pairs: list[Pair | Directory] = []
+        for event in events:
+            if isinstance(event, Problem):
+                await self._tell(event.path, What.UNREADABLE, f"{event.side.value}: {event.error}")
+            elif isinstance(event, Enter):
+                pairs.append(event.directory)
+            elif isinstance(event, Pair):
+                if event.kept:
+                    pairs.append(event)
+                else:
+                    self._summary.left_out += 1
+        waiting = iter(pairs)
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(self._at_once, len(pairs))):
+                nursery.start_soon(self._compare_some, waiting)
+
+    async def _compare_some(self, waiting: Iterator[Pair | Directory]) -> None:
+        for pair in waiting:
+            try:
+                await self._compare(pair)
+            except RemoteError as error:
+                await self._tell(pair.path, What.UNREADABLE, str(error))
+
+    async def _tell(self, path: bytes, what: What, detail: str = "") -> None:
+        difference = Difference(path, what, detail)
+        summary = self._summary
+        summary.counts[what] += 1
+        if len(summary.differences) < DIFFERENCES_KEPT:
+            summary.differences.append(difference)
+        await self._sink(difference)
+
+    async def _compare(self, pair: Pair | Directory) -> None:
+        one, other, path = pair.source, pair.destination, pair.path
+        if one is None or other is None:
+            node = one or other
+            # Where directories do not exist by themselves, only what is in them counts.
+            side = self._other if other is None else self._one
+            assert node is not None
+            if node.kind is not _DIRECTORY or side.features.directories:
+                await self._tell(path, What.MISSING if other is None else What.EXTRA)
+            return
+        if one.kind is not other.kind:
+            await self._tell(path, What.KIND, f"{one.kind.value}, {other.kind.value} there")
+            return
+        if one.kind is _DIRECTORY:
+            self._summary.directories += 1
+        else:
+            self._summary.files += 1
+        if one.kind is _FILE:
+            if one.size != other.size:
+                await self._tell(path, What.SIZE, f"{one.size} bytes, {other.size} there")
+                return
+            if not await self._same_content(pair, one, other):
+                await self._tell(path, What.CONTENT)
+                return
+        elif one.kind is _SYMLINK and one.target != other.target:
+            await self._tell(path, What.TARGET, f"{one.target!r}, {other.target!r} there")
+            return
+        elif one.rdev != other.rdev:
+            await self._tell(path, What.DEVICE)
+            return
+        if self._rules is not None:
+            await self._compare_metadata(self._rules, pair, one, other)
+
+    async def _same_content(self, pair: Pair | Directory, one: Node, other: Node) -> bool:
+        known = known_same(one, other)
+        if known is not None:
+            self._summary.bytes_known += one.size
+            return known
+        same = await same_bytes(self._one, pair.source_path, one, self._other, pair.path, other)
+        self._summary.bytes_read += one.size
+        return same
+
+    async def _compare_metadata(
+        self, rules: Rules, pair: Pair | Directory, one: Node, other: Node
+    ) -> None:
+        if not one.exact:
+            one = await self._one.stat(pair.source_path)
+        if not other.exact:
+            other = await self._other.stat(pair.path)
+        reason = metadata_reason(rules, one, other)
+        if not reason and rules.xattrs and one.kind is not _SYMLINK:
+            same = await same_xattrs(self._one, pair.source_path, self._other, pair.path)
+            reason = "" if same else "extended attributes differ"
+        if reason:
+            await self._tell(pair.path, What.METADATA, reason)
+
+
+async def same_xattrs(one: Tree, one_path: bytes, other: Tree, other_path: bytes) -> bool:
+    """Whether two names have equal extended attributes."""
+    return dict(await one.xattrs(one_path)) == dict(await other.xattrs(other_path))
+
+
+def known_same(one: Node, other: Node) -> bool | None:
+    """Whether two files have equal bytes by what their trees know of them; None: nobody knows."""
+    if one.size != other.size:
+        return False
+    if one.content is not None and one.content == other.content:
+        return True
+    return same_checksum(one.checksum, other.checksum)
 
 
 async def same_content(
-    source: Tree, source_path: bytes, node: Node, destination: Tree, path: bytes, there: Node
+    one: Tree, one_path: bytes, node: Node, other: Tree, other_path: bytes, there: Node
 ) -> bool:
     """Whether two files have equal bytes: by what both trees know, else by reading both.
 
     Raises Changed, and what reading raises.
     """
-    if node.size != there.size:
-        return False
-    if node.content is not None and node.content == there.content:
-        return True
-    known = same_checksum(node.checksum, there.checksum)
+    known = known_same(node, there)
     if known is not None:
         return known
-    return await _same_bytes(source, source_path, node, destination, path, there)
+    return await same_bytes(one, one_path, node, other, other_path, there)
 
 
-async def _same_bytes(
-    source: Tree, source_path: bytes, node: Node, destination: Tree, path: bytes, there: Node
+async def same_bytes(
+    one: Tree, one_path: bytes, node: Node, other: Tree, other_path: bytes, there: Node
 ) -> bool:
+    """Read two files of one size in ranges, several at once, until they differ.
+
+    Raises Changed, and what reading raises.
+    """
     if not node.exact:
-        node = await source.stat(source_path)
+        node = await one.stat(one_path)
     if not there.exact:
-        there = await destination.stat(path)
+        there = await other.stat(other_path)
+    if node.size != there.size:
+        return False
     differs = False
     failed: RemoteError | None = None
     offsets = iter(range(0, node.size, BLOCK_BYTES))
 
+    async def fetch(blocks: list[bytes], read: Callable[[], Awaitable[bytes]]) -> None:
+        nonlocal failed
+        try:
+            blocks.append(await read())
+        except RemoteError as error:
+            failed = error
+            scope.cancel()
+
     async def compare_blocks() -> None:
-        nonlocal differs, failed
+        nonlocal differs
         for offset in offsets:
-            length = min(BLOCK_BYTES, node.size - offset)
+            at, length = offset, min(BLOCK_BYTES, node.size - offset)
             blocks: list[bytes] = []
-
-            async def fetch(tree: Tree, where: bytes, what: Node) -> None:
-                nonlocal failed
-                try:
-                    blocks.append(await tree.read(where, what, offset, length))  # noqa: B023
-                except RemoteError as error:
-                    failed = error
-                    scope.cancel()
-
             async with trio.open_nursery() as both:
-                both.start_soon(fetch, source, source_path, node)
-                both.start_soon(fetch, destination, path, there)
+                both.start_soon(fetch, blocks, _reader(one, one_path, node, at, length))
+                both.start_soon(fetch, blocks, _reader(other, other_path, there, at, length))
+            if len(blocks) < 2:
+                return
             if blocks[0] != blocks[1]:
                 differs = True
                 scope.cancel()
@@ -72,6 +284,12 @@ async def _same_bytes(
         scope = nursery.cancel_scope
         for _ in range(min(BLOCKS_AHEAD, -(-node.size // BLOCK_BYTES))):
             nursery.start_soon(compare_blocks)
-    if failed is not None:
+    if failed is not None and not differs:
         raise failed
     return not differs
+
+
+def _reader(
+    tree: Tree, path: bytes, node: Node, offset: int, length: int
+) -> Callable[[], Awaitable[bytes]]:
+    return lambda: tree.read(path, node, offset, length)

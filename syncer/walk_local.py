@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 from syncer.diff import Rules
@@ -32,7 +33,10 @@ NODES_MAX: Final = 20_000  # of one of them, else it is listed in pages
 _CALL_ENTRIES_MAX: Final = 40_000  # looked at in one call: what cancelling may have to wait for
 _PART_START: Final = ".orbit-"
 
-Found = dict[str, os.stat_result]
+_FORMAT: Final = 0o170000  # of a mode: the kind of file
+_REGULAR: Final = 0o100000
+
+Found = dict[str, "os.DirEntry[str]"]
 Same = Callable[[os.stat_result, os.stat_result], bool]
 
 
@@ -73,21 +77,23 @@ def bulk_of(source: Tree, destination: Tree, rules: Rules, *, quick: bool) -> Bu
 
 def _same_by(rules: Rules) -> Same | None:
     """What tells that there is nothing to do for two regular files of one name."""
-    modes, owners, times, window_ns = rules.modes, rules.owners, rules.times, rules.window_ns
-    if not times:
+    if not rules.times:
         return None
+    modes, owners, window_ns = rules.modes, rules.owners, rules.window_ns
 
     def same(one: os.stat_result, other: os.stat_result) -> bool:
-        if one.st_size != other.st_size:
-            return False
-        if one.st_mtime_ns != other.st_mtime_ns and (
-            abs(one.st_mtime_ns - other.st_mtime_ns) > window_ns
-        ):
-            return False
-        if modes and one.st_mode != other.st_mode:
-            return False
-        # On one machine names and numbers of owners are the same.
-        return not owners or (one.st_uid == other.st_uid and one.st_gid == other.st_gid)
+        # By index: mode, number of links, owners, size. On one machine names and numbers of owners
+        # are the same thing.
+        return (
+            one[6] == other[6]
+            and (
+                one.st_mtime_ns == other.st_mtime_ns
+                or abs(one.st_mtime_ns - other.st_mtime_ns) <= window_ns
+            )
+            and one[3] == other[3] == 1
+            and (one[0] == other[0] or (not modes and stat.S_ISREG(other[0])))
+            and (not owners or one[4:6] == other[4:6])
+        )
 
     return same
 
@@ -136,20 +142,20 @@ class Bulk:
         theirs: Found | None = {}
         source_handle = target_handle = -1
         directory = visit.directory
-        if visit.in_source:
-            try:
-                with system_errors(self._source.root.path(directory.source_path)):
-                    source_handle = sources.at(directory.source_path)
-                    ours = _look(self._source.scanner, source_handle)
-            except RemoteError as error:
-                both.source_error = error
         if visit.in_destination:
             try:
                 with system_errors(self._destination.root.path(directory.path)):
                     target_handle = targets.at(directory.path)
-                    theirs = _look(self._destination.scanner, target_handle)
+                    theirs = _names(self._destination.scanner, target_handle)
             except RemoteError as error:
                 both.target_error = error
+        if visit.in_source:
+            try:
+                with system_errors(self._source.root.path(directory.source_path)):
+                    source_handle = sources.at(directory.source_path)
+                    ours = _names(self._source.scanner, source_handle)
+            except RemoteError as error:
+                both.source_error = error
         if ours is None or theirs is None:
             return None, NODES_MAX
         looked_at = len(ours) + len(theirs) + 1
@@ -157,13 +163,20 @@ class Bulk:
             same = self._same
             if same is not None and ours and theirs and self._may_count(visit, ours):
                 self._drop_equal(both, same, ours, theirs, source_handle, target_handle)
-            owners = self._source.scanner
-            both.sources = list(_nodes(owners, source_handle, ours))
-            both.targets = list(_nodes(self._destination.scanner, target_handle, theirs))
+            try:
+                with system_errors(self._source.root.path(directory.source_path)):
+                    both.sources = list(_nodes(self._source.scanner, source_handle, ours))
+            except RemoteError as error:
+                both.source_error = error
+            try:
+                with system_errors(self._destination.root.path(directory.path)):
+                    both.targets = list(_nodes(self._destination.scanner, target_handle, theirs))
+            except RemoteError as error:
+                both.target_error = error
         return both, looked_at
 
     @staticmethod
-    def _may_count(visit: Wanted, ours: Mapping[str, os.stat_result]) -> bool:
+    def _may_count(visit: Wanted, ours: Found) -> bool:
         """Whether no filter wants to see every name."""
         filters = visit.filters
         return filters.trivial and not any(
@@ -174,22 +187,23 @@ class Bulk:
         self, both: Both, same: Same, ours: Found, theirs: Found, source: int, target: int
     ) -> None:
         """Count what is equal, and take it out of both."""
-        regular, get, xattrs = stat.S_ISREG, theirs.get, self._xattrs
+        get, xattrs = theirs.get, self._xattrs
         equal = []
         sum_bytes = 0
-        for name, one in ours.items():
-            other = get(name)
-            if (
-                other is not None
-                and regular(one.st_mode)
-                and one.st_nlink == 1
-                and other.st_nlink == 1
-                and regular(other.st_mode)
-                and same(one, other)
-                and not (xattrs and (_has_xattrs(source, name) or _has_xattrs(target, name)))
-            ):
-                equal.append(name)
-                sum_bytes += one.st_size
+        for name, entry in ours.items():
+            there = get(name)
+            if there is None:
+                continue
+            try:
+                one = entry.stat(follow_symlinks=False)
+                if one[0] & _FORMAT != _REGULAR or not same(one, there.stat(follow_symlinks=False)):
+                    continue
+            except OSError:  # told of below, if it is one then
+                continue
+            if xattrs and (_has_xattrs(source, name) or _has_xattrs(target, name)):
+                continue
+            equal.append(name)
+            sum_bytes += one[6]
         for name in equal:
             del ours[name], theirs[name]
         both.equal, both.equal_bytes = len(equal), sum_bytes
@@ -204,28 +218,26 @@ def _has_xattrs(handle: int, name: str) -> bool:
         return True
 
 
-def _look(scanner: Scanner, handle: int) -> Found | None:
-    """The names in an open directory and what they are; None: too many."""
-    found: Found = {}
+def _names(scanner: Scanner, handle: int) -> Found | None:
+    """What is in an open directory; None: too much."""
     if scanner.elsewhere(handle):
-        return found
+        return {}
     os.lseek(handle, 0, os.SEEK_SET)
     with os.scandir(handle) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith(_PART_START) and is_part(os.fsencode(name)):
-                continue
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                found[name] = entry.stat(follow_symlinks=False)
-            if len(found) > NODES_MAX:
-                return None
-    return found
+        found = {entry.name: entry for entry in islice(entries, NODES_MAX + 1)}
+    return found if len(found) <= NODES_MAX else None
 
 
 def _nodes(scanner: Scanner, handle: int, found: Found) -> Iterator[Node]:
     owners = scanner.owners
-    for text, each in found.items():
+    for text, entry in found.items():
         name = os.fsencode(text)
+        if text.startswith(_PART_START) and is_part(name):
+            continue
+        try:
+            each = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # deleted meanwhile
+            continue
         target = None
         if stat.S_ISLNK(each.st_mode):
             with contextlib.suppress(OSError):  # no symlink any more: its target is unknown
