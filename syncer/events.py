@@ -35,6 +35,7 @@ EVENTS: Final = {
     "job.planned": "both trees have been compared; what is to be done is known",
     "job.finished": "with its report",
     "notice": "something that the user should know before or during the job",
+    "explained": "what was chosen for the job, and why",
     "directory.made": "",
     "file.copied": "",
     "file.linked": "",
@@ -160,6 +161,7 @@ EXIT_CODES: Final = {
     "done": 0,
     "partly": 1,
     "paused": 1,
+    "detached": 0,  # goes on in another process
     "failed": 2,
     "cancelled": 2,
     "differs": 3,

@@ -84,6 +84,7 @@ async def run_trees(run: Run) -> None:
         ends_seen = end_of(ends.source, source), end_of(ends.destination, destination)
         around = await _look(run, ends, *ends_seen)
         job = _TreesJob(run, ends, ends_seen[1], around)
+        job.explain()
         if run.dry_run:
             await job.show_plan()
         else:
@@ -125,6 +126,11 @@ class _TreesJob:
             ends.destination.features,
             len(os.sched_getaffinity(0)),
         )
+
+    def explain(self) -> None:
+        """Say what was chosen."""
+        for reason in self._tuner.tuning.reasons:
+            self._run.say("explained", message=reason)
 
     # --- the plan -----------------------------------------------------------------------------
 
@@ -381,7 +387,7 @@ class _TreesJob:
             self._run.job,
             (
                 AuditRecord(
-                    step.kind.name.lower(),
+                    EVENT_OF[step.kind],
                     f"{source}/{shown(step.source_path)}" if step.node is not None else "",
                     f"{target}/{shown(step.path)}",
                     result.bytes_moved,

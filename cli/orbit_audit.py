@@ -1,0 +1,114 @@
+"""`orbit audit`: what this user's jobs have changed, as a chain of records."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from cli.orbit_session import Session
+    from syncer.audit_verify import AuditFilter
+
+EXIT_BROKEN = 3
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+
+
+def _moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    import datetime as dt
+
+    if value is None:
+        return None
+    try:
+        moment = dt.datetime.fromisoformat(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: write 2026-01-31 or 2026-01-31T12:00") from error
+    return int(moment.astimezone().timestamp() * 10**9)
+
+
+def _filtered(function: Any) -> Any:
+    for option in (
+        click.option("--path", help="Source or destination: this one, or what lies below it."),
+        click.option("--until", "until_ns", callback=_moment, metavar="TIME"),
+        click.option("--since", "since_ns", callback=_moment, metavar="TIME"),
+        click.option("--job", type=int, help="Of this job."),
+    ):
+        function = option(function)
+    return function
+
+
+def _wanted(given: dict[str, Any]) -> AuditFilter:
+    from syncer.audit_verify import AuditFilter
+
+    return AuditFilter(given["job"], given["since_ns"], given["until_ns"], given["path"] or "")
+
+
+@click.group()
+def audit() -> None:
+    """The audit trail: what was changed, by which job, in a chain that shows tampering."""
+
+
+@audit.command()
+@_json
+@click.pass_obj
+def verify(session: Session, *, as_json: bool) -> None:
+    """Look whether every record is there and unchanged (exit code 3 if not)."""
+    from dataclasses import asdict
+
+    from syncer.audit_verify import verify
+
+    report = session.guarded(lambda: verify(session.audit_folder))
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    else:
+        torn = f", {report.torn} cut by crashes and marked so" if report.torn else ""
+        click.echo(f"{report.records} records are right{torn}")
+        if report.problem is not None:
+            click.echo(f"BROKEN: {report.problem.message}", err=True)
+    if report.problem is not None:
+        raise SystemExit(EXIT_BROKEN)
+
+
+@audit.command()
+@_filtered
+@_json
+@click.pass_obj
+def show(session: Session, /, *, as_json: bool, **given: Any) -> None:
+    """Show records, oldest first."""
+    from cli.render import plain, size
+    from syncer.audit_verify import show
+
+    def tell() -> None:
+        for fields in show(session.audit_folder, _wanted(given)):
+            if as_json:
+                click.echo(json.dumps(fields))
+                continue
+            moved = f"  {size(fields['bytes'])}" if fields["bytes"] else ""
+            where = fields["destination"] or fields["source"]
+            line = f"{fields['event']:<16} {fields['outcome']}  {where}{moved}"
+            click.echo(f"{fields['timestamp']}  job {fields['job']}  {plain(line)}")
+
+    session.guarded(tell)
+
+
+@audit.command()
+@_filtered
+@click.option("--csv", "as_csv", is_flag=True, help="A table, not lines of JSON.")
+@click.option("--output", type=click.Path(path_type=Path), help="Default: standard output.")
+@click.pass_obj
+def export(session: Session, /, output: Path | None, *, as_csv: bool, **given: Any) -> None:
+    """Write records for other programs."""
+    from syncer.audit_verify import export
+
+    def write() -> None:
+        if output is None:
+            export(session.audit_folder, sys.stdout, _wanted(given), as_csv=as_csv)
+        else:
+            with output.open("w", newline="") as stream:
+                export(session.audit_folder, stream, _wanted(given), as_csv=as_csv)
+
+    session.guarded(write)

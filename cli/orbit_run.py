@@ -1,0 +1,205 @@
+"""Runs a job in this process: shows how far it is, and does what Ctrl-C asks for."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import click
+import trio
+
+from cli.job_render import event_text, progress_lines, report_lines
+from syncer.context import Context
+from syncer.events import Event, Progress, Report, event_fields
+from syncer.foreground import Foreground, open_jobs
+from syncer.options import JobSpec
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_DRAW_AFTER_S: Final = 0.5  # what ends sooner needs no picture, nor the library that draws it
+_FAILED: Final = frozenset({"file.failed", "difference"})
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a job is shown."""
+
+    dry_run: bool = False
+    verbose: bool = False
+    quiet: bool = False
+    as_json: bool = False
+    explain: bool = False
+    detach: bool = False
+
+
+class Shown:
+    """Tells the user. See Tell."""
+
+    def __init__(self, how: How) -> None:
+        self._how = how
+        self.files = how.as_json or how.verbose
+        self._draws = sys.stderr.isatty() and not (how.as_json or how.quiet)
+        self._live: Live | None = None
+
+    def event(self, event: Event) -> None:
+        """See Tell."""
+        fields = event_fields(event)
+        if self._how.as_json:
+            click.echo(json.dumps(fields))
+            return
+        name = event.event
+        if name == "notice":
+            if not self._how.quiet:
+                self._say(f"note: {event.message}", err=True)
+        elif name == "explained":
+            if self._how.explain:
+                self._say(event.message, err=True)
+        elif name in _FAILED:
+            if self._how.verbose:
+                self._say(event_text(fields), err=True)
+        elif name.startswith("would.") or (self._how.verbose and not name.startswith("job.")):
+            self._say(event_text(fields))
+
+    def progress(self, progress: Progress) -> None:
+        """See Tell."""
+        if self._how.as_json:
+            click.echo(json.dumps({"event": "progress", **progress.as_json()}))
+        elif self._draws and progress.elapsed_s >= _DRAW_AFTER_S:
+            self._draw(progress)
+
+    def _draw(self, progress: Progress) -> None:
+        from rich.text import Text
+
+        text = Text("\n".join(progress_lines(progress.as_json())), overflow="ellipsis")
+        if self._live is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(stderr=True)
+            self._live = Live(text, console=console, transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(text, refresh=True)
+
+    def _say(self, text: str, *, err: bool = False) -> None:
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            click.echo(text, err=err)
+
+    def pause(self) -> None:
+        """Draw nothing for a while: something is asked."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def report(self, report: Report) -> None:
+        """The end."""
+        self.pause()
+        answer = report.as_json()
+        if self._how.as_json:
+            click.echo(json.dumps({"event": "report", **answer}))
+        elif not self._how.quiet or answer["exit_code"]:
+            lines = report_lines(answer, verbose=self._how.verbose)
+            click.echo("\n".join(lines), err=self._how.quiet)
+
+
+def start_worker(context: Context, number: int) -> None:
+    """A process that goes on with a job when this one has ended."""
+    log = context.state / "worker.log"
+    with log.open("ab") as output:
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "syncer.worker", "--state", str(context.state),
+                "--cache", str(context.cache), "--job", str(number),
+            ],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+
+
+def queue(spec: JobSpec, context: Context, how: How) -> int:
+    """Submit a job that runs by itself; its number is printed."""
+    jobs = open_jobs(context)
+    try:
+        number = jobs.submit(spec)
+    finally:
+        jobs.close()
+    if not spec.schedule and not spec.after:
+        start_worker(context, number)
+    if how.as_json:
+        click.echo(json.dumps({"job": number}))
+    else:
+        click.echo(f"job {number}")
+        if spec.schedule or spec.after:
+            click.echo("it runs while `orbit jobs work` does", err=True)
+    return 0
+
+
+def run(spec: JobSpec, context: Context, how: How) -> int:
+    """Run a job, or queue it; its exit code."""
+    if how.detach or spec.schedule or spec.after:
+        if how.dry_run:
+            raise click.UsageError("--dry-run shows a plan: it is not queued")
+        return queue(spec, context, how)
+    shown = Shown(how)
+    foreground = Foreground(spec, context, shown, dry_run=how.dry_run)
+    try:
+        report, detached = trio.run(_run, foreground, shown)
+        if detached:
+            held = foreground.begin()
+            held.release("left to the background")
+            number = held.number
+            shown.pause()
+    finally:
+        foreground.close()
+    if detached:
+        start_worker(context, number)
+        click.echo(f"job {number} goes on in the background: `orbit jobs show {number}`", err=True)
+        return 0
+    shown.report(report)
+    return report.exit_code
+
+
+async def _run(foreground: Foreground, shown: Shown) -> tuple[Report, bool]:
+    """The report, and whether the rest is to be done in the background."""
+    detached = False
+
+    async def listen() -> None:
+        nonlocal detached
+        asked = False
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                if number == signal.SIGINT and not asked and _can_ask():
+                    asked = True
+                    shown.pause()
+                    nursery.start_soon(ask)
+                    continue
+                foreground.control.stop("cancelled")
+
+    async def ask() -> None:
+        nonlocal detached
+        answer = await trio.to_thread.run_sync(_ask, abandon_on_cancel=True)
+        if answer == "d":
+            detached = True
+            foreground.control.stop("detached")
+        elif answer == "c":
+            foreground.control.stop("cancelled")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        report = await foreground.run()
+        nursery.cancel_scope.cancel()
+    return report, detached and report.outcome == "detached"
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask() -> str:
+    click.echo("\n(d)etach and go on in the background, (c)ancel, or go on? ", err=True, nl=False)
+    return sys.stdin.readline().strip().lower()[:1]
