@@ -54,7 +54,7 @@ class Machine:
             self.driver.attach(world)
             run(main, self.seed)
         except BaseException as error:
-            if not disk.crashed or not _only_the_crash(error):
+            if not disk.crashed or not only_the_crash(error):
                 raise
         crashed = disk.crashed
         self.disk = disk.crash()
@@ -118,9 +118,10 @@ class Machine:
         )
 
 
-def _only_the_crash(error: BaseException) -> bool:
+def only_the_crash(error: BaseException) -> bool:
+    """Whether an error is nothing but what a power cut looks like."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_only_the_crash(inner) for inner in error.exceptions)
+        return all(only_the_crash(inner) for inner in error.exceptions)
     # SQLite shows the crash as an I/O error (tests/simdisk/vfs.py), and as others that follow.
     return isinstance(error, SimulatedCrash | OrbitError | apsw.Error)
 
