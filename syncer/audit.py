@@ -24,6 +24,7 @@ from syncer.audit_records import (
     AuditRecord,
     Head,
     Link,
+    check_line,
     encode_record,
     fields_of,
     mac_in,
@@ -230,6 +231,12 @@ class AuditLog:
         assert self._file is not None
         region = self._file.pread(size - self._offset, self._offset)
         newline = b"" if region.endswith(b"\n") else b"\n"
+        whole = check_line(self._key, self._last, region + newline)
+        if whole is not None:  # nothing but the newline was cut off
+            self._file.pwritev([newline], size)
+            self._offset, self._last = size + len(newline), whole
+            self._rotated = _is_rotated(region)
+            return
         self._offset = size
         self._write(0, [torn_record(region + newline)], before=newline)
 

@@ -150,7 +150,7 @@ def _judge(name: str, bad: Bad, walk: _Walk, head: Head | None) -> AuditProblem:
     elif head is not None and expected > head.link.sequence:
         kind = "torn"
         text = f"record {expected} was cut by a crash; the next one that is appended will say so"
-    elif fields is None and not bad.line.endswith(b"\n"):
+    elif not bad.line.endswith(b"\n"):
         kind, text = "truncated", f"the chain was cut off in record {expected}"
     else:
         kind, text = "changed", f"record {expected} was changed"
