@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import trio
 
 from syncer.location import Location, LocationKind, split
 from syncer.options import Options
-from syncer.remotes.errors import Missing, Unsupported
+from syncer.remotes.errors import Exists, Missing, Unsupported
 from syncer.tree import ROOT, NodeKind, Page, Tree
 
 if TYPE_CHECKING:
@@ -90,6 +90,38 @@ async def open_ends(
             parent, name_there = split(destination)
             to_tree = await _open(parent, context, chosen, stack)
             yield Ends(from_tree, to_tree, name, name_there)
+
+
+async def make_folder(url: str, context: Context) -> None:
+    """Make the folder that a remote's URL names, and those above it, where it has folders.
+
+    Nothing happens where it is there. Raises RemoteError.
+    """
+    location = Location(LocationKind.REMOTE, place=url)
+    remote = await context.open_remote(url)
+    try:
+        if not remote.capabilities.mkdir:
+            return
+        try:
+            await remote.stat(ROOT)
+        except Missing:
+            pass
+        else:
+            return
+    finally:
+        await _shielded(remote.close)
+    above, name = split(location)
+    parent = await context.open_remote(above.place)
+    try:
+        try:
+            await parent.mkdir(name + b"/")
+        except Missing:
+            await make_folder(above.place, context)
+            await parent.mkdir(name + b"/")
+        except Exists:
+            pass
+    finally:
+        await _shielded(parent.close)
 
 
 async def _local_kind(path: bytes) -> int | None:
@@ -175,13 +207,13 @@ async def _open(
             tree = RemoteTree(await context.open_remote(location.place))
         case _:
             return await _open_snapshot(location, context, stack)
-    stack.push_async_callback(_close, tree)
+    stack.push_async_callback(_shielded, tree.close)
     return tree
 
 
-async def _close(tree: Tree) -> None:
+async def _shielded(close: Callable[[], Awaitable[None]]) -> None:
     with trio.CancelScope(shield=True):  # bounded in time by itself
-        await tree.close()
+        await close()
 
 
 async def _open_local(location: Location, context: Context, options: Options) -> Tree:

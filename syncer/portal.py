@@ -7,6 +7,7 @@ ends at once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -29,12 +30,14 @@ class Portal:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._token = trio.lowlevel.current_trio_token()
+        self._trio_thread = threading.get_ident()
 
     def call(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """Run in the nursery and wait for the result; never from the trio thread.
 
         Raises what `function` raises, and Unreachable when everything was cancelled.
         """
+        assert threading.get_ident() != self._trio_thread, "who waits here stops the loop"
         return self.begin(function, *args).result()
 
     def begin(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> Future[T]:

@@ -38,6 +38,7 @@ from blockstore.options import StoreOptions
 from blockstore.store import BlockStore
 from syncer.catalogue import Catalogue, FolderCatalogue, RemoteCatalogue
 from syncer.context import Context
+from syncer.ends import make_folder
 from syncer.portal import Portal, open_portal
 from syncer.remote_disk import open_remote_disk
 from syncer.remotes.errors import Exists
@@ -143,6 +144,8 @@ class RepositoryStore:
 class _Place:
     """Where a repository lies."""
 
+    location: str
+    context: Context
     label: str
     files: SmallFiles
     remote: Remote
@@ -163,9 +166,9 @@ async def _place(location: str, context: Context) -> AsyncIterator[_Place]:
     try:
         if local:
             folder = Path(location)
-            yield _Place(location, LocalFiles(folder), remote, folder)
+            yield _Place(location, context, location, LocalFiles(folder), remote, folder)
         else:
-            yield _Place(remote.url, RemoteFiles(remote), remote, None)
+            yield _Place(location, context, remote.url, RemoteFiles(remote), remote, None)
     finally:
         with trio.move_on_after(10.0, shield=True):
             await remote.close()
@@ -187,6 +190,8 @@ async def _init(place: _Place, options: StoreOptions) -> RepositoryFormat:
             f"{place.label} is no repository and holds other files ({others[0]}): "
             "choose an empty folder"
         )
+    if place.folder is None:
+        await make_folder(place.location, place.context)
     created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     made = RepositoryFormat(os.urandom(16), options.chunker, created)
     try:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from blockstore.ids import ChunkId
+from blockstore.ids import chunk_id
 from blockstore.options import StoreOptions
 from syncer.context import Context
 from syncer.remotes.memory import MemoryRemote, MemoryServer
@@ -83,12 +84,13 @@ async def put(repository: Repository, chunks: Sequence[bytes], *, sync: bool = T
 
 async def holds(repository: Repository, chunks: Sequence[bytes]) -> None:
     """All chunks can be read."""
-    ids = [_id(chunk) for chunk in chunks]
+    ids = [chunk_id(chunk) for chunk in chunks]
     found = await trio.to_thread.run_sync(repository.store.fetch, ids)
     assert [found[name] for name in ids] == list(chunks)
 
 
-def _id(chunk: bytes) -> ChunkId:
-    from blockstore.ids import chunk_id
-
-    return chunk_id(chunk)
+async def sound(repository: Repository) -> None:
+    """The oracle: every check of the store, every record read back."""
+    check = partial(repository.store.blocks.check, data=True)
+    for result in await trio.to_thread.run_sync(check):
+        assert result.ok, (result.name, result.problems)
