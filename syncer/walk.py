@@ -281,20 +281,29 @@ class _Walk:
             self._scratch.close()
 
     async def _run(self, root: Visit) -> None:
+        failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await self._enter(root)
-            while self._stack:
-                frame = self._stack[-1]
-                visit = self._next(frame)
-                if visit is None:
-                    self._stack.pop()
-                    self._events.append(Leave(frame.visit.directory, frame.complete))
-                else:
-                    await self._enter(visit)
-                if len(self._events) >= EVENTS_MAX:
-                    await self._hand_over()
+            try:
+                await self._go_through(root)
+            except Exception as error:  # noqa: BLE001 - raised below, not in a group
+                failure = error
             nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _go_through(self, root: Visit) -> None:
+        await self._enter(root)
+        while self._stack:
+            frame = self._stack[-1]
+            visit = self._next(frame)
+            if visit is None:
+                self._stack.pop()
+                self._events.append(Leave(frame.visit.directory, frame.complete))
+            else:
+                await self._enter(visit)
+            if len(self._events) >= EVENTS_MAX:
+                await self._hand_over()
 
     async def _hand_over(self) -> None:
         if self._events:

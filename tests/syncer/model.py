@@ -8,6 +8,7 @@ recursive, all in memory, and without any of the product's code but the words of
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -203,6 +204,45 @@ def paths(item: Item, path: bytes = b"") -> Iterator[tuple[bytes, Item]]:
 def files(item: Item) -> int:
     """How many files and symlinks are in it."""
     return sum(each.kind is not DIRECTORY for _, each in paths(item))
+
+
+# ---- trees in folders ----
+
+
+def lay(folder: bytes, item: Item) -> None:
+    """Make a directory's content in a folder."""
+    for name, each in item.children.items():
+        path = os.path.join(folder, name)
+        if each.kind is DIRECTORY:
+            os.mkdir(path)
+            lay(path, each)
+        elif each.kind is SYMLINK:
+            os.symlink(each.target, path)
+        else:
+            with open(path, "wb") as handle:
+                handle.write(each.data)
+            os.chmod(path, each.mode)
+            os.utime(path, ns=(each.mtime_ns, each.mtime_ns))
+    os.chmod(folder, item.mode)
+    os.utime(folder, ns=(item.mtime_ns, item.mtime_ns))
+
+
+def lies(folder: bytes) -> Item:
+    """What is in a folder."""
+    children = {}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.islink(path):
+            children[name] = Item(SYMLINK, target=os.readlink(path))
+        elif os.path.isdir(path):
+            children[name] = lies(path)
+        else:
+            with open(path, "rb") as handle:
+                data = handle.read()
+            seen = os.stat(path)
+            children[name] = Item(FILE, data, mode=seen.st_mode & 0o7777, mtime_ns=seen.st_mtime_ns)
+    seen = os.stat(folder)
+    return Item(DIRECTORY, mode=seen.st_mode & 0o7777, mtime_ns=seen.st_mtime_ns, children=children)
 
 
 # ---- doing what a plan says ----

@@ -23,7 +23,7 @@ from syncer.steps import Step, StepKind
 from syncer.tree import Tree
 from syncer.walk import Problem
 from tests.syncer import model
-from tests.syncer.model import DIRECTORY, FILE, SYMLINK, TREES, Item, carry_out, files, paths
+from tests.syncer.model import DIRECTORY, FILE, TREES, Item, carry_out, files, paths
 
 NO_FILTERS = Filters.parse([], now_ns=0)
 
@@ -164,42 +164,6 @@ def test_nothing_is_deleted_below_what_could_not_be_listed(
 # ---- in folders ----
 
 
-def lay(folder: bytes, item: Item) -> None:
-    """Make a directory's content in a folder."""
-    for name, each in item.children.items():
-        path = os.path.join(folder, name)
-        if each.kind is DIRECTORY:
-            os.mkdir(path)
-            lay(path, each)
-        elif each.kind is SYMLINK:
-            os.symlink(each.target, path)
-        else:
-            with open(path, "wb") as handle:
-                handle.write(each.data)
-            os.chmod(path, each.mode)
-            os.utime(path, ns=(each.mtime_ns, each.mtime_ns))
-    os.chmod(folder, item.mode)
-    os.utime(folder, ns=(item.mtime_ns, item.mtime_ns))
-
-
-def lies(folder: bytes) -> Item:
-    """What is in a folder."""
-    children = {}
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if os.path.islink(path):
-            children[name] = Item(SYMLINK, target=os.readlink(path))
-        elif os.path.isdir(path):
-            children[name] = lies(path)
-        else:
-            with open(path, "rb") as handle:
-                data = handle.read()
-            seen = os.stat(path)
-            children[name] = Item(FILE, data, mode=seen.st_mode & 0o7777, mtime_ns=seen.st_mtime_ns)
-    seen = os.stat(folder)
-    return Item(DIRECTORY, mode=seen.st_mode & 0o7777, mtime_ns=seen.st_mtime_ns, children=children)
-
-
 @given(TREES, TREES, OPTIONS)
 @settings(max_examples=60, deadline=None)
 def test_likewise_between_folders(source: Item, target: Item, options: Options) -> None:
@@ -207,12 +171,12 @@ def test_likewise_between_folders(source: Item, target: Item, options: Options) 
         roots = [os.path.join(folder, name) for name in (b"source", b"target")]
         for root, item in zip(roots, (source, target), strict=True):
             os.mkdir(root)
-            lay(root, item)
+            model.lay(root, item)
         trees = [await LocalTree.open(root, durable=False) for root in roots]
         _, steps, _ = await planned(*trees, options)
         await carry_out(steps, *trees, options)
         expected = model.synced(source, target, Verb.SYNC, options, lambda name: False)
-        assert lies(roots[1]) == expected
+        assert model.lies(roots[1]) == expected
         again, steps, _ = await planned(*trees, options)
         assert again.is_empty, steps
         for each in trees:
