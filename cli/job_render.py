@@ -86,7 +86,7 @@ def report_lines(report: Answer, *, verbose: bool = False) -> Iterator[str]:
         )
         if number
     ]
-    first = ", ".join(done) or ("nothing to do" if not report["failed"] else "nothing was done")
+    first = ", ".join(done) or _nothing(report)
     yield f"{plain(report['outcome'])}: {first}"
     if report["bytes_moved"] or report["bytes_saved"]:
         line = f"  {size(report['bytes_moved'])} moved"
@@ -105,6 +105,12 @@ def report_lines(report: Answer, *, verbose: bool = False) -> Iterator[str]:
         ways = ", ".join(f"{number} by {plain(how)}" for how, number in report["how"].items())
         yield f"  copied: {ways}"
     yield from _missing_lines(report)
+
+
+def _nothing(report: Answer) -> str:
+    if report["verb"] == "verify":
+        return "everything is alike" if not report["failed"] else "not everything is alike"
+    return "nothing was done" if report["failed"] else "nothing to do"
 
 
 def _missing_lines(report: Answer) -> Iterator[str]:

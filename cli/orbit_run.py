@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ import trio
 
 from cli.job_render import event_text, progress_lines, report_lines
 from syncer.context import Context
-from syncer.events import Event, Progress, Report, event_fields
+from syncer.events import Event, Progress, Report, event_fields, timestamp
 from syncer.foreground import Foreground, open_jobs
 from syncer.options import JobSpec
 
@@ -68,7 +69,8 @@ class Shown:
     def progress(self, progress: Progress) -> None:
         """See Tell."""
         if self._how.as_json:
-            click.echo(json.dumps({"event": "progress", **progress.as_json()}))
+            now = timestamp(time.time_ns())
+            click.echo(json.dumps({"timestamp": now, "event": "progress", **progress.as_json()}))
         elif self._draws and progress.elapsed_s >= _DRAW_AFTER_S:
             self._draw(progress)
 

@@ -23,7 +23,7 @@ from syncer.jobs_held import TakenStep
 from syncer.options import Options
 from syncer.remotes.errors import TRANSIENT, Full, RemoteError, Unreachable
 from syncer.steps import Step, StepKind, StepResult, StepState
-from syncer.transfer_ledger import Ledger
+from syncer.transfer_ledger import Ledger, depth
 from syncer.transfer_meter import Meter
 from syncer.transfer_steps import NotVerified, Steps
 
@@ -147,7 +147,7 @@ class Transfer:
             await self._leave()
 
     async def run_levels(self, kind: StepKind) -> None:
-        """Carry out all steps of a kind, those of one rank before those of the next."""
+        """Carry out all steps of a kind, those of one depth before those of the next."""
         try:
             while not self.stopped:
                 taken = self._take((kind,), _LEVEL_STEPS, None)
@@ -159,7 +159,7 @@ class Transfer:
             await self._leave()
 
     async def _levels(self, taken: Sequence[TakenStep]) -> None:
-        for _, level in itertools.groupby(taken, key=lambda each: each.step.rank):
+        for _, level in itertools.groupby(taken, key=lambda each: depth(each.step.path)):
             todo = list(level)[::-1]
 
             async def work(todo: list[TakenStep] = todo) -> None:

@@ -17,6 +17,15 @@ from syncer.steps import Step, StepKind, StepResult, StepState
 STEPS_MAX: Final = 50_000  # in memory: 40 MB
 
 
+# 1: shallowest first, -1: deepest first.
+_BY_DEPTH: Final = {StepKind.MKDIR: 1, StepKind.DELETE: -1, StepKind.DIRECTORY_METADATA: -1}
+
+
+def depth(path: bytes) -> int:
+    """How many names a path has."""
+    return path.count(b"/") + 1 if path else 0
+
+
 class Ledger(Protocol):
     """The steps of one job; see `HeldJob`, which says more."""
 
@@ -63,7 +72,12 @@ class MemoryLedger:
         return self._next is not None
 
     def _push(self, number: int, step: Step) -> None:
-        heapq.heappush(self._waiting[step.kind], (step.rank, step.size, -number))
+        sign = _BY_DEPTH.get(step.kind)
+        if sign is None:
+            order = (step.rank, step.size, -number)
+        else:
+            order = (sign * depth(step.path), 0, -number)
+        heapq.heappush(self._waiting[step.kind], order)
 
     def add_steps(self, steps: Iterable[Step]) -> None:
         """See Ledger."""

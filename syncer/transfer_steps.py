@@ -135,7 +135,7 @@ class Steps:
         """A directory, in place of a file if need be; its metadata come last."""
         if step.old is not None and step.old.kind is not NodeKind.DIRECTORY:
             await self._to_trash(step)
-            await self.target.delete(step.path, step.old)
+            await self.delete(number, step)
         # Nobody else may look in before its metadata say so, which they do when all is in it.
         mode = 0o700 if self.options.modes and self.target.features.mode else None
         await self.target.mkdir(step.path, Metadata(mode=mode))
@@ -158,6 +158,11 @@ class Steps:
             except (Changed, Exists) as error:
                 now = await self._as_it_is(step)
                 if _same(now, step.node):
+                    fresh = await self._relinked(step)
+                    if fresh is not None and changes < CHANGED_MAX:
+                        changes += 1
+                        step = step._replace(old=fresh)
+                        continue
                     # It is the destination that is another one: by us, before a crash?
                     if await self._is_there(step):
                         return StepResult(number, StepState.DONE, bytes_saved=now.size)
@@ -169,6 +174,27 @@ class Steps:
                 if changes > CHANGED_MAX:
                     raise Changed("it changes again and again while it is read") from None
                 step = step._replace(node=now)
+
+    async def _relinked(self, step: Step) -> Node | None:
+        """What is there now, if it is what was there but for its other names.
+
+        Making or deleting one name of a file changes what the others show of it.
+        """
+        old = step.old
+        if old is None or old.link is None:
+            return None
+        try:
+            now = await self.target.stat(step.path)
+        except Missing:
+            return None
+        if now.token == old.token or (now.kind, now.size, now.mtime_ns) != (
+            old.kind,
+            old.size,
+            old.mtime_ns,
+        ):
+            return None
+        # A link is named by the file that it is; with its last name that is not told any more.
+        return now if now.link in {old.link, None} else None
 
     async def _is_gone(self, path: bytes) -> bool:
         try:
@@ -339,7 +365,13 @@ class Steps:
         """A name, or an empty directory."""
         assert step.old is not None
         try:
-            await self.target.delete(step.path, step.old)
+            try:
+                await self.target.delete(step.path, step.old)
+            except Changed:
+                fresh = await self._relinked(step)
+                if fresh is None:
+                    raise
+                await self.target.delete(step.path, fresh)
         except Missing:
             return StepResult(number, StepState.SKIPPED)
         except NotEmpty:
