@@ -546,12 +546,14 @@ class BlockStore:
         *,
         dry_run: bool = False,
         waste_max: float = 0.25,
+        seal: bool = False,
     ) -> CollectReport:
         """Remove what `roots` do not name, where it is more than `waste_max` of a pack.
 
         `roots` yields groups of live ids, duplicates welcome; it is run through once, memory stays
         flat. Of the root records the newest ROOTS_KEPT stay; what they name must be in `roots`.
         put(), sync() and fetch() go on meanwhile. Calls begin_touch() if the caller has not.
+        `seal`: copies lie in sealed packs before what they are copies of is removed.
 
         Raises CollectionAbandoned when too many known chunks were put meanwhile, StorageFull and
         StorageFailed; nothing live is lost then.
@@ -563,11 +565,13 @@ class BlockStore:
                 with Marks.scratch(self._index) as marks:
                     marks.add(roots() if callable(roots) else roots)
                     marks.settle()
-                    return self._collect(marks, dry_run=dry_run, waste_max=waste_max)
+                    return self._collect(marks, dry_run=dry_run, waste_max=waste_max, seal=seal)
             finally:
                 self._dedup.end_touch()
 
-    def _collect(self, marks: Marks, *, dry_run: bool, waste_max: float) -> CollectReport:
+    def _collect(
+        self, marks: Marks, *, dry_run: bool, waste_max: float, seal: bool
+    ) -> CollectReport:
         kept = self._roots.kept()
         size = self.options.pack_bytes_max
         plan = plan_collection(
@@ -589,7 +593,7 @@ class BlockStore:
             marks=marks,
             touched=touched,
             kept_roots=set(kept),
-            secure=self._seal if self._shared is not None else self._writer.flush,
+            secure=self._seal if seal else self._writer.flush,
         ).run(plan, report, batch_bytes=size)
         return report
 

@@ -74,5 +74,5 @@ def _collect(
         store.sync()
     roots = [(snapshot.root, snapshot.tokens) for snapshot in kept]
     return store.blocks.collect(
-        lambda: live_chunks(store, roots), dry_run=dry_run, waste_max=waste_max
+        lambda: live_chunks(store, roots), dry_run=dry_run, waste_max=waste_max, seal=True
     )
