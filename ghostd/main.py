@@ -327,6 +327,7 @@ class Daemon:
             self._threads,
             mount=os.fsencode(self._mount),
             projected=shown.projected,
+            hand_over=self._hand_over,
         )
         snapshots.changed.append(shown.changed)
         self._flusher = Flusher(self._sync_kernel, writeback.commit)
@@ -335,6 +336,7 @@ class Daemon:
             self._mount,
             store,
             DoorTree(filesystem, projected.listings, self._invalidator),
+            snapshots,
             self._threads,
         )
         stack.callback(self._jobs.close)
@@ -446,6 +448,11 @@ class Daemon:
         self._control.state = DaemonState.READY
         self._notifier.ready(f"mounted on {self._mount}")
         log.info("mounted", mount=str(self._mount), state=str(self._state))
+
+    async def _hand_over(self) -> None:
+        """`_sync_kernel` where it may have something: what is closed has been handed over."""
+        if self._tree.open_files():
+            await self._sync_kernel()
 
     async def _sync_kernel(self) -> None:
         await sync_kernel(self._mount, self._tree.open_files())

@@ -63,15 +63,20 @@ class Snapshots:
         *,
         mount: bytes,
         projected: Callable[[], Awaitable[Mapping[str, Sequence[bytes]]]] | None = None,
+        hand_over: Callable[[], Awaitable[None]] | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`mount`: of which the sources of snapshots are part; `projected`: by name, where."""
+        """`mount`: of which the sources of snapshots are part; `projected`: by name, where.
+
+        `hand_over` has the kernel tell what has been written into open files.
+        """
         self._keeper = keeper
         self._records = records
         self._taker = taker
         self._threads = threads
         self._mount = mount.rstrip(b"/")
         self._projected = projected
+        self._hand_over = hand_over
         self._now_ns = now_ns
         self._known: dict[str, Snapshot] | None = None  # None: not read yet
         self._unreadable: set[str] = set()
@@ -132,6 +137,8 @@ class Snapshots:
             known = await self._load()
             if name in known:
                 raise Exists(f"there is a snapshot {name!r} already: choose another name")
+            if self._hand_over is not None:
+                await self._hand_over()
             written = await self._taker.write(path)
             source = self.source_of(written.path)
             expires_ns = None if expires_s is None else written.time_ns + int(expires_s * 1e9)
@@ -151,6 +158,8 @@ class Snapshots:
     async def tree_now(self, path: bytes) -> WrittenTree:
         """A directory as a tree that no snapshot names: it is gone after the next collection."""
         async with self._keeper.exclusive():
+            if self._hand_over is not None:
+                await self._hand_over()
             return await self._taker.write(path)
 
     async def record(self, snapshot: Snapshot) -> None:
