@@ -52,6 +52,20 @@ EVENT_OF: Final = {
 }
 
 
+# Where a report counts them.
+COUNTED_AS: Final = {
+    StepKind.MKDIR: "directories_made",
+    StepKind.COPY: "files_copied",
+    StepKind.SYMLINK: "files_copied",
+    StepKind.SPECIAL: "specials_made",
+    StepKind.LINK: "links_made",
+    StepKind.METADATA: "metadata_set",
+    StepKind.TRASH: "trashed",
+    StepKind.DELETE: "deleted",
+    StepKind.REPLACE: "files_copied",
+}
+
+
 class Feed:
     """Says when there is more to take, and when no more comes."""
 
@@ -360,20 +374,6 @@ def count(report: Report, step: Step, result: StepResult) -> None:
         return
     report.bytes_moved += result.bytes_moved
     report.bytes_saved += result.bytes_saved
-    match step.kind:
-        case StepKind.MKDIR:
-            report.directories_made += 1
-        case StepKind.LINK:
-            report.links_made += 1
-        case StepKind.SPECIAL:
-            report.specials_made += 1
-        case StepKind.METADATA:
-            report.metadata_set += 1
-        case StepKind.TRASH:
-            report.trashed += 1
-        case StepKind.DELETE:
-            report.deleted += 1
-        case StepKind.COPY | StepKind.SYMLINK | StepKind.REPLACE:
-            report.files_copied += 1
-        case StepKind.DIRECTORY_METADATA:
-            pass
+    if step.kind in COUNTED_AS:
+        name = COUNTED_AS[step.kind]
+        setattr(report, name, getattr(report, name) + 1)

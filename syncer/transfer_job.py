@@ -21,7 +21,7 @@ import trio
 
 from syncer.ends import Ends, open_ends
 from syncer.engine import Run, remote_options_of
-from syncer.events import Event, shown
+from syncer.events import FAILURES_KEPT, Event, shown
 from syncer.guardian import (
     End,
     Need,
@@ -38,7 +38,7 @@ from syncer.options import Options
 from syncer.plan import Plan, make_plan
 from syncer.remotes.errors import RemoteError
 from syncer.steps import Step, StepKind, StepResult, StepState
-from syncer.transfer import EVENT_OF, MAKING, Feed, Mover, Transfer
+from syncer.transfer import COUNTED_AS, EVENT_OF, MAKING, Feed, Mover, Transfer, count
 from syncer.transfer_ledger import Ledger, MemoryLedger
 from syncer.transfer_single import plan_single
 from syncer.transfer_steps import Steps
@@ -241,14 +241,13 @@ class _TreesJob:
 
     async def carry_out(self) -> None:
         """Plan and copy at the same time, then finish."""
-        held = self._run.held
         async with AsyncExitStack() as stack:
             if self._options.bandwidth:
                 self._bandwidth = await stack.enter_async_context(_limited(self._options))
             transfer = self._transfer()
             async with trio.open_nursery() as nursery:
-                if held is not None and held.attempt > 1 and held.planned:
-                    self._go_on()
+                if (earlier := self._earlier_plan()) is not None:
+                    self._go_on(earlier)
                 else:
                     nursery.start_soon(self._plan_all, transfer)
                     nursery.start_soon(self._begin_anyway)
@@ -263,14 +262,23 @@ class _TreesJob:
         await trio.sleep(_PLAN_FIRST_S)
         self._ready.set()
 
-    def _go_on(self) -> None:
-        """With the plan that an earlier run has completed."""
+    def _earlier_plan(self) -> Plan | None:
+        """What an earlier run has planned to the end; None: plan anew.
+
+        What could not be looked at then, or was refused, is looked at again.
+        """
         held = self._run.held
-        assert held is not None
+        if held is None or held.attempt == 1 or not held.planned:
+            return None
         saved: dict[str, Any] = json.loads(held.checkpoint(0) or b"{}")
-        if saved:
-            steps = {StepKind(int(kind)): count for kind, count in saved.pop("steps").items()}
-            self._plan = Plan(steps=steps, **saved)
+        if not saved or saved["problems"] or saved["refusal"]:
+            return None
+        steps = {StepKind(int(kind)): count for kind, count in saved.pop("steps").items()}
+        return Plan(steps=steps, **saved)
+
+    def _go_on(self, earlier: Plan) -> None:
+        """With that plan."""
+        self._plan = earlier
         self._note_plan()
         _count_done(self._run)
         self._run.meter.planned = True
@@ -299,6 +307,7 @@ class _TreesJob:
             transfer.full = problem
         if held is not None:
             held.save_checkpoint(0, json.dumps(asdict(self._plan)).encode())
+            await trio.to_thread.run_sync(held.flush)  # the plan is not complete without it
             await trio.to_thread.run_sync(held.end_plan)
         self._run.meter.planned = True
         self._run.say("job.planned", count=self._plan.bytes)
@@ -443,8 +452,6 @@ class _TreesJob:
 
 
 def _count_planned(report: Any, step: Step) -> None:
-    from syncer.transfer import count
-
     count(report, step, StepResult(0, StepState.DONE, bytes_moved=step.size))
 
 
@@ -452,29 +459,19 @@ def _count_done(run: Run) -> None:
     """What earlier runs of the job have done."""
     held, report, meter = run.held, run.report, run.meter
     assert held is not None
+    for failure in held.failures(limit=FAILURES_KEPT):
+        report.fail(shown(failure.path), failure.error, transient=failure.transient)
+    report.failed = 0
     for (kind, state), tally in held.tallies().items():
-        if state is not StepState.DONE:
-            continue
-        match kind:
-            case StepKind.COPY | StepKind.REPLACE | StepKind.SYMLINK:
-                report.files_copied += tally.steps
-                if kind is not StepKind.SYMLINK:
-                    meter.files_done += tally.steps
-                    meter.bytes_done += tally.bytes
-            case StepKind.MKDIR:
-                report.directories_made += tally.steps
-            case StepKind.LINK:
-                report.links_made += tally.steps
-            case StepKind.SPECIAL:
-                report.specials_made += tally.steps
-            case StepKind.METADATA:
-                report.metadata_set += tally.steps
-            case StepKind.DELETE:
-                report.deleted += tally.steps
-            case StepKind.TRASH:
-                report.trashed += tally.steps
-            case StepKind.DIRECTORY_METADATA:
-                pass
+        if state is StepState.FAILED:
+            report.failed += tally.steps
+        elif state is StepState.DONE:
+            if kind in COUNTED_AS:
+                name = COUNTED_AS[kind]
+                setattr(report, name, getattr(report, name) + tally.steps)
+            if kind in {StepKind.COPY, StepKind.REPLACE}:
+                meter.files_done += tally.steps
+                meter.bytes_done += tally.bytes
     report.bytes_moved, report.bytes_saved = held.bytes_moved, held.bytes_saved
 
 

@@ -193,7 +193,7 @@ class LocalSteps(Steps):
     async def _copy(self, number: int, step: Step) -> StepResult:
         assert step.node is not None
         began = trio.current_time()
-        await self._to_trash(step)
+        step = await self._to_trash(step)
         result = await self._from_old_copy(number, step) if self.options.smart else None
         if result is None:
             result = await self._whole(number, step)

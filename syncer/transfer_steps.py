@@ -134,7 +134,7 @@ class Steps:
     async def mkdir(self, number: int, step: Step) -> StepResult:
         """A directory, in place of a file if need be; its metadata come last."""
         if step.old is not None and step.old.kind is not NodeKind.DIRECTORY:
-            await self._to_trash(step)
+            step = await self._to_trash(step)
             await self.delete(number, step)
         # Nobody else may look in before its metadata say so, which they do when all is in it.
         mode = 0o700 if self.options.modes and self.target.features.mode else None
@@ -235,7 +235,7 @@ class Steps:
         """Once. Raises Changed, NotVerified."""
         node, began = step.node, trio.current_time()
         assert node is not None
-        await self._to_trash(step)
+        step = await self._to_trash(step)
         ranges = None
         if self.target.features.holes and (node.allocated is None or node.allocated < node.size):
             ranges = await self.source.data_ranges(step.source_path, node)
@@ -269,17 +269,23 @@ class Steps:
             seconds=trio.current_time() - began,
         )
 
-    async def _to_trash(self, step: Step) -> None:
-        """Give what is replaced a second name in the trash, or move it there.
+    async def _to_trash(self, step: Step) -> Step:
+        """Give what is replaced a second name in the trash, or move it there; the step from then on.
 
         Where there are no second names, the file is away for as long as the new one takes.
         """
-        if not self.options.trash or step.old is None or step.old.kind is NodeKind.DIRECTORY:
-            return
+        old = step.old
+        if not self.options.trash or old is None or old.kind is NodeKind.DIRECTORY:
+            return step
         place = trash_path(self.options, step.path)
-        await self._into_trash(
-            step.path, place, link=self.target.features.hard_links and _linkable(step.old)
-        )
+        if not (self.target.features.hard_links and _linkable(old)):
+            await self._into_trash(step.path, place, link=False)
+            return step._replace(old=None)
+        await self._into_trash(step.path, place, link=True)
+        now = await self.target.stat(step.path)
+        if (now.kind, now.size, now.mtime_ns) != (old.kind, old.size, old.mtime_ns):
+            raise Changed("it is not what it was when it was listed")
+        return step._replace(old=now)  # having one name more shows in its token
 
     async def _into_trash(self, path: bytes, place: bytes, *, link: bool) -> bool:
         """False: there is nothing."""
@@ -333,20 +339,20 @@ class Steps:
         assert step.node is not None
         if step.node.target is None:
             raise Unsupported("the source does not say where the symlink leads")
-        await self._to_trash(step)
+        step = await self._to_trash(step)
         await self.target.symlink(step.path, step.node.target, await self.metadata(step))
         return StepResult(number, StepState.DONE)
 
     async def special(self, number: int, step: Step) -> StepResult:
         """A pipe, socket or device."""
         assert step.node is not None
-        await self._to_trash(step)
+        step = await self._to_trash(step)
         await self.target.special(step.path, step.node, await self.metadata(step))
         return StepResult(number, StepState.DONE)
 
     async def link(self, number: int, step: Step) -> StepResult:
         """One more name."""
-        await self._to_trash(step)
+        step = await self._to_trash(step)
         await self.target.hard_link(step.path, step.source_path)
         size = step.node.size if step.node is not None else 0
         return StepResult(number, StepState.DONE, bytes_saved=size)

@@ -1,0 +1,490 @@
+"""Jobs from their words to their report: what ends how, and what survives what."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from syncer.context import Context
+from syncer.ends import Ends
+from syncer.engine import Control, Run, run_job
+from syncer.events import Event, Report, Silence, event_line, timestamp
+from syncer.guardian import End, Surroundings
+from syncer.job_states import JobState
+from syncer.jobs import Jobs
+from syncer.local_tree import LocalTree
+from syncer.options import JobSpec, Mode, Options, Verb
+from syncer.transfer_job import _TreesJob
+from syncer.transfer_meter import Meter
+from tests.syncer.differential.trees import change_tree, make_tree, seen
+from tests.syncer.jobs_host import Machine
+
+ROOT = Path(__file__).parents[2]
+ARCHIVE = Options(mode=Mode.MIRROR, force=True, owners=True, numeric_ids=True, xattrs=True)
+
+
+class Log(Silence):
+    files = True
+
+    def __init__(self):
+        self.events = []
+
+    def event(self, event):
+        self.events.append(event)
+
+
+@pytest.fixture
+def context(tmp_path):
+    made = Context(state=tmp_path / "state", cache=tmp_path / "cache")
+    made.state.mkdir()
+    yield made
+    made.close()
+
+
+async def sync(context, source, target, tell=None, verb=Verb.SYNC, dry_run=False, **options):
+    options.setdefault("durable", False)
+    spec = JobSpec(verb, str(source), str(target), Options(**options))
+    return await run_job(spec, context, tell or Silence(), dry_run=dry_run)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "d").mkdir()
+    (source / "d" / "f").write_text("content")
+    (source / "g").write_text("more")
+    return source, target
+
+
+async def test_a_dry_run_tells_what_a_run_does_and_writes_nothing(context, folders):
+    source, target = folders
+    log, ran = Log(), Log()
+    planned = await sync(context, source, target, log, dry_run=True)
+    assert not target.exists()
+    report = await sync(context, source, target, ran)
+    told = {
+        (each.event.removeprefix("would."), each.destination)
+        for each in log.events
+        if each.event.startswith("would.")
+    }
+    done = {
+        (each.event, each.destination)
+        for each in ran.events
+        if each.event.startswith(("file", "directory", "metadata"))
+    }
+    assert told == done
+    counted = ("files_copied", "directories_made", "files_seen", "bytes_moved")
+    assert [getattr(planned, name) for name in counted] == [
+        getattr(report, name) for name in counted
+    ]
+
+
+async def test_mirror_deletes_last_and_not_more_than_allowed(context, folders):
+    source, target = folders
+    await sync(context, source, target)
+    for number in range(8):
+        (target / f"extra{number}").write_text("x")
+    report = await sync(context, source, target, mode=Mode.MIRROR)
+    assert (report.deleted, report.deletions_withheld, report.exit_code) == (0, 8, 1)
+    assert len(os.listdir(target)) == 10
+    report = await sync(context, source, target, mode=Mode.MIRROR, delete_max=8)
+    assert (report.deleted, report.exit_code) == (8, 0)
+
+
+async def test_nothing_is_deleted_when_something_could_not_be_copied(context, folders):
+    source, target = folders
+    await sync(context, source, target)
+    (target / "extra").write_text("the last copy, perhaps")
+    (source / ("n" * 255)).mkdir()
+    (source / "new").write_text("x")
+
+    class Removing(Log):
+        """Takes a file away when the plan is known."""
+
+        def event(self, event):
+            if event.event == "job.planned":
+                (source / "new").unlink()
+
+    report = await sync(context, source, target, Removing(), mode=Mode.MIRROR, delete_max=5)
+    assert (report.failed, report.deletions_withheld, report.outcome) == (1, 1, "partly")
+    assert (target / "extra").exists()
+
+
+async def test_what_makes_no_sense_is_refused(context, folders):
+    source, target = folders
+    report = await sync(context, source, source / "d" / "inside")
+    assert (report.outcome, report.exit_code) == ("failed", 2)
+    assert "inside the source" in report.failures[0].error
+    assert not (source / "d" / "inside").exists()
+    report = await sync(context, source, target, mode=Mode.UPDATE, times=False)
+    assert "--mode update" in report.failures[0].error
+    assert not target.exists()
+
+
+async def test_no_source(context, tmp_path):
+    report = await sync(context, tmp_path / "nothing", tmp_path / "target")
+    assert report.exit_code == 2
+    assert not (tmp_path / "target").exists()
+
+
+async def test_a_single_file(context, folders):
+    source, target = folders
+    report = await sync(context, source / "g", target, verb=Verb.COPY)
+    assert (target.read_text(), report.files_copied) == ("more", 1)
+    report = await sync(context, source / "g", target, verb=Verb.COPY)
+    assert (report.files_copied, report.files_equal) == (0, 1)
+    target.unlink()
+    target.mkdir()
+    await sync(context, source / "g", target, verb=Verb.COPY)
+    assert (target / "g").read_text() == "more"
+
+
+@pytest.mark.parametrize("bandwidth", ["", "100M"])
+async def test_verify_while_copying_and_the_verb(context, folders, bandwidth):
+    source, target = folders
+    log = Log()
+    report = await sync(context, source, target, log, verify=True, bandwidth=bandwidth)
+    assert report.outcome == "done"
+    checksums = [each.checksum for each in log.events if each.event == "file.copied"]
+    assert all(each.startswith("blake3:") for each in checksums)
+    assert len(checksums) == 2
+    same = await sync(context, source, target, verb=Verb.VERIFY)
+    assert (same.outcome, same.files_equal) == ("done", 2)
+    found = (target / "g").stat()
+    (target / "g").write_text("MORE")
+    os.utime(target / "g", ns=(found.st_atime_ns, found.st_mtime_ns))
+    differs = await sync(context, source, target, verb=Verb.VERIFY)
+    assert (differs.outcome, differs.exit_code, differs.differences) == ("differs", 3, 1)
+
+
+async def test_the_trash_takes_what_is_replaced_and_deleted(context, folders):
+    source, target = folders
+    await sync(context, source, target)
+    (target / "extra").write_text("extra")
+    (source / "g").write_text("new content")
+    report = await sync(context, source, target, mode=Mode.MIRROR, trash=".trash", delete_max=5)
+    assert report.outcome == "done"
+    assert (target / "g").read_text() == "new content"
+    assert (target / ".trash" / "g").read_text() == "more"
+    assert (target / ".trash" / "extra").read_text() == "extra"
+    again = await sync(context, source, target, mode=Mode.MIRROR, trash=".trash")
+    assert (again.files_copied, again.deleted, again.trashed) == (0, 0, 0)
+
+
+async def test_smart_moves_what_changed(context, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    content = random.Random(1).randbytes(12 << 20)
+    (source / "image.img").write_bytes(content)
+    (source / "z.conf").write_text("x")
+    await sync(context, source, target)
+    (source / "image.img").write_bytes(content[: 5 << 20] + b"inserted" + content[5 << 20 :])
+    (source / "z.conf").write_text("changed")
+    log = Log()
+    report = await sync(context, source, target, log, smart=True)
+    assert (target / "image.img").read_bytes() == (source / "image.img").read_bytes()
+    assert report.bytes_moved < 2 << 20
+    copied = [each.destination for each in log.events if each.event == "file.copied"]
+    assert copied == ["z.conf", "image.img"]
+
+
+async def test_cancel_ends_soon_and_leaves_no_half_file(context, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "big").write_bytes(random.Random(1).randbytes(32 << 20))
+    control = Control()
+
+    class Cancelling(Silence):
+        def progress(self, progress):
+            if progress.bytes_done:
+                control.stop("cancelled")
+
+    spec = JobSpec(Verb.COPY, str(source), str(target), Options(bandwidth="8M"))
+    report = await run_job(spec, context, Cancelling(), control=control)
+    assert (report.outcome, report.exit_code) == ("cancelled", 2)
+    assert os.listdir(target) == []
+
+
+async def test_a_full_destination_is_told_before_a_byte_moves(context, folders):
+    source, target = folders
+    free = os.statvfs(source).f_bavail * os.statvfs(source).f_frsize
+    report = await sync(context, source, target, reserve_bytes=free * 2)
+    assert report.exit_code in {1, 2}
+    assert report.files_copied == 0
+    assert "stay free" in report.failures[-1].error
+
+
+async def test_the_audit_trail_has_every_operation(context, folders):
+    from syncer.audit_verify import show, verify
+
+    source, target = folders
+    await sync(context, source, target)
+    (source / "g").unlink()
+    await sync(context, source, target, mode=Mode.MIRROR, delete_max=5)
+    context.close()
+    events = [(each["event"], each["destination"]) for each in show(context.state / "audit")]
+    assert ("file.copied", f"{target}/d/f") in events
+    assert ("name.deleted", f"{target}/g") in events
+    assert verify(context.state / "audit").problem is None
+
+
+def test_events_have_the_fields_of_the_design():
+    event = Event(
+        "file.copied", 1_767_225_600 * 10**9 + 1_500, "a", "b", 5, 1.5, "blake3:00", "zstd"
+    )
+    assert event_line(event) == (
+        '{"timestamp": "2026-01-01T00:00:00.000001Z", "event": "file.copied", "source": "a",'
+        ' "destination": "b", "bytes": 5, "duration_ms": 1.5, "checksum": "blake3:00",'
+        ' "compression": "zstd"}'
+    )
+    assert timestamp(0) == "1970-01-01T00:00:00.000000Z"
+
+
+def test_the_meter_knows_rate_and_what_is_left():
+    now = [100.0]
+    meter = Meter(lambda: now[0])
+    meter.bytes_total, meter.planned = 1_000, True
+    now[0], meter.bytes_done = 102.0, 200
+    progress = meter.progress()
+    assert (progress.bytes_per_s, progress.eta_s, progress.elapsed_s) == (100.0, 8.0, 2.0)
+    now[0] = 103.0  # nothing moved in this second
+    assert 0 < meter.progress().bytes_per_s < 100
+
+
+# --- dying at every call -------------------------------------------------------------------------
+
+
+class Died(BaseException):
+    """The process ended here."""
+
+
+class Mortal:
+    """A tree whose process dies at the n-th call that changes something."""
+
+    CHANGING = frozenset(
+        {
+            "write", "mkdir", "symlink", "hard_link", "special", "set_metadata", "delete",
+            "rename", "sync",
+        }
+    )  # fmt: skip
+
+    def __init__(self, tree, calls):
+        self._tree = tree
+        self._left = calls
+        self.dead = False
+
+    def __getattr__(self, name):
+        found = getattr(self._tree, name)
+        if name in {"label", "features"}:
+            return found
+
+        async def call(*args, **kwargs):
+            if self.dead:
+                raise Died
+            if name in self.CHANGING:
+                self._left -= 1
+                if self._left == 0:
+                    self.dead = True
+                    raise Died
+            return await found(*args, **kwargs)
+
+        return call
+
+
+async def one_life(jobs, context, source, target, calls):
+    """Run the job until it is done (True) or its process dies."""
+    held = jobs.claim()
+    trees = LocalTree(os.fsencode(source)), Mortal(LocalTree(os.fsencode(target)), calls)
+    run = Run(held.spec, context, Silence(), Report("sync", "", ""), Meter(), False, held, None)
+    job = _TreesJob(run, Ends(*trees), End(trees[1].features), Surroundings.look())
+    try:
+        await job.carry_out()
+    except BaseException as error:  # noqa: BLE001  whatever form it takes
+        leaves, todo = [], [error]
+        while todo:
+            each = todo.pop()
+            if isinstance(each, BaseExceptionGroup):
+                todo += each.exceptions
+            else:
+                leaves.append(each)
+        assert leaves
+        assert all(isinstance(each, Died) for each in leaves), leaves
+        return None
+    held.finish(JobState.DONE, run.report.as_json())
+    return run.report
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(each, marks=pytest.mark.soak) for each in range(1, 30))]
+)
+async def test_a_job_survives_dying_at_every_call(tmp_path, seed):
+    """Each life dies one call later than the one before; a new history for each death."""
+    chance = random.Random(seed)
+    source, start = tmp_path / "source", tmp_path / "start"
+    source.mkdir()
+    make_tree(os.fsencode(source), chance, entries=14)
+    start.mkdir()
+    context = Context(state=tmp_path, cache=tmp_path / "cache", audited=False)
+    step = 1
+    for calls in range(1, 200, step):
+        target = tmp_path / f"target{calls}"
+        target.mkdir()
+        machine = Machine()
+        path = tmp_path / f"jobs{calls}.db"
+        first = machine.process()
+        jobs = Jobs.open(path, host=first)
+        jobs.submit(JobSpec(Verb.SYNC, str(source), str(target), replace(ARCHIVE, durable=False)))
+        report = await one_life(jobs, context, source, target, calls)
+        jobs.close()
+        if report is not None:
+            assert report.failed == 0, report.failures
+            break
+        first.die()
+        machine.pass_s(1)
+        half = seen(os.fsencode(target))
+        whole = seen(os.fsencode(source))
+        for name, fields in half.items():
+            if "content" in fields:
+                assert fields["content"] == whole[name]["content"]  # whole, or not there
+        jobs = Jobs.open(path, host=machine.process())
+        report = await one_life(jobs, context, source, target, 0)
+        jobs.close()
+        assert report is not None
+        assert report.failed == 0, report.failures
+        assert seen(os.fsencode(target)) == whole
+    else:
+        pytest.fail("the job needs more calls than that")
+    assert calls > 10
+
+
+# --- killed at random times -------------------------------------------------------------------
+
+
+def worker(state, *more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "syncer.worker", "--state", str(state), *more], cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(each, marks=pytest.mark.soak) for each in range(2, 30))]
+)
+def test_a_worker_killed_at_random_times_ends_what_it_began(tmp_path, seed):
+    chance = random.Random(seed)
+    source, target, state = tmp_path / "source", tmp_path / "target", tmp_path / "state"
+    source.mkdir()
+    state.mkdir()
+    make_tree(os.fsencode(source), chance, entries=150)
+    (source / "large").write_bytes(chance.randbytes(24 << 20))
+    for _ in range(2):
+        jobs = Jobs.open(state / "jobs.db")
+        number = jobs.submit(JobSpec(Verb.SYNC, str(source), str(target), ARCHIVE))
+        deaths = 0
+        while jobs.get(number).state is not JobState.DONE:
+            assert jobs.get(number).state in {JobState.QUEUED, JobState.RUNNING}
+            process = worker(state)
+            began = jobs.get(number).attempt
+            if deaths < 3:
+                # When it has begun this attempt, some random time later.
+                while process.poll() is None and jobs.get(number).attempt == began:
+                    time.sleep(0.005)
+                time.sleep(chance.uniform(0, 0.3))
+                process.kill()
+                deaths += 1
+            process.wait(timeout=60)
+        report = jobs.get(number).report
+        jobs.close()
+        assert report["failed"] == 0, report["failures"]
+        assert seen(os.fsencode(target)) == seen(os.fsencode(source))
+        change_tree(os.fsencode(source), chance)
+
+
+def test_a_worker_does_what_people_want(tmp_path):
+    from syncer.job_states import Wanted
+
+    source, target, state = tmp_path / "source", tmp_path / "target", tmp_path / "state"
+    source.mkdir()
+    state.mkdir()
+    (source / "large").write_bytes(random.Random(1).randbytes(8 << 20))
+    jobs = Jobs.open(state / "jobs.db")
+    spec = JobSpec(Verb.COPY, str(source), str(target), Options(bandwidth="2M"))
+    number = jobs.submit(spec)
+    process = worker(state)
+    deadline = time.monotonic() + 60
+
+    def until(condition):
+        while not condition(jobs.get(number)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    until(lambda job: job.progress.get("bytes_done"))
+    jobs.want(number, Wanted.PAUSE)
+    until(lambda job: job.state is JobState.PAUSED)
+    assert process.wait(timeout=30) == 0  # nothing is left to do
+    assert not (target / "large").exists()
+    jobs.want(number, Wanted.RUN)
+    process = worker(state)
+    until(lambda job: job.state is JobState.RUNNING)
+    jobs.want(number, Wanted.CANCEL)
+    until(lambda job: job.state is JobState.CANCELLED)
+    assert process.wait(timeout=30) == 0
+    jobs.close()
+
+
+def test_a_worker_dies_with_its_parent(tmp_path):
+    """The parent is killed; the worker, which waits for jobs, ends."""
+    script = (
+        "import os, subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-m', 'syncer.worker',"
+        f" '--state', {str(tmp_path)!r}, '--stay', '--parent', str(os.getpid())])\n"
+        "print(p.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT)
+    pid = int(parent.stdout.readline())
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "jobs.db").exists():  # it works
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    while _lives(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _lives(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+async def test_a_destination_that_goes_away_fails_what_is_left(context, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    for number in range(5):
+        (source / str(number)).write_text("x")
+
+    class Removing(Log):
+        def event(self, event):
+            if event.event == "job.planned":
+                target.rmdir()
+
+    with trio.fail_after(30):
+        report = await sync(context, source, target, Removing())
+    assert report.exit_code == 2
+    assert not target.exists()
+    assert report.failed >= 5
+    assert report.files_copied == 0
