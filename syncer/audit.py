@@ -35,6 +35,8 @@ from syncer.audit_scan import follow, lines
 __all__ = ["AuditBroken", "AuditLog", "AuditRecord"]
 
 FILE_BYTES_MAX: Final = 64 << 20  # about 200,000 records
+_SEAL_S: Final = 1.0  # an append that comes later than this after the last seal makes a new one
+_SEAL_RECORDS: Final = 10_000  # or with so many records since
 _LAST_BYTES: Final = 1_024  # more than the record of a rotation has
 
 
@@ -46,12 +48,19 @@ class AuditLog:
     """
 
     def __init__(
-        self, files: AuditFiles, key: bytes, file_bytes_max: int, now_ns: Callable[[], int]
+        self,
+        files: AuditFiles,
+        key: bytes,
+        file_bytes_max: int,
+        now_ns: Callable[[], int],
+        clock: Callable[[], float],
     ) -> None:
         self._files = files
         self._key = key
         self._file_bytes_max = file_bytes_max
         self._now_ns = now_ns
+        self._clock = clock
+        self._sealed_at = clock()
         self._last = BEGINNING
         self._name = ""
         self._file: DiskFile | None = None
@@ -71,6 +80,7 @@ class AuditLog:
         *,
         file_bytes_max: int = FILE_BYTES_MAX,
         now_ns: Callable[[], int] = time.time_ns,
+        clock: Callable[[], float] = time.monotonic,
     ) -> AuditLog:
         """Open the chain in `folder`, or begin one (key file 0600, made on first use).
 
@@ -80,7 +90,7 @@ class AuditLog:
         files = AuditFiles(folder, disk)
         files.disk.mkdir(folder)
         with files.locked():
-            log = cls(files, files.make_key(), file_bytes_max, now_ns)
+            log = cls(files, files.make_key(), file_bytes_max, now_ns, clock)
             try:
                 log._find_end()
             except BaseException:
@@ -93,13 +103,19 @@ class AuditLog:
     def append(self, job: int, records: Iterable[AuditRecord]) -> int:
         """Append records of a job (0: of none), in order; return the last one's sequence number.
 
-        Other processes see them; durable with the next `sync`. Raises StorageFull, StorageFailed.
+        Other processes see them. Durable with the next `sync`, which an append does itself once a
+        second or every 10,000 records. Raises StorageFull, StorageFailed.
         """
         with self._files.locked():
             self._catch_up()
             if self._offset >= self._file_bytes_max:
                 self._rotate()
             self._write(job, records)
+            if (
+                self._clock() - self._sealed_at >= _SEAL_S
+                or self._last.sequence - self._sealed.sequence >= _SEAL_RECORDS
+            ):
+                self._make_durable()
             return self._last.sequence
 
     def _write(self, job: int, records: Iterable[AuditRecord], before: bytes = b"") -> None:
@@ -265,6 +281,7 @@ class AuditLog:
             raise
         self._files.seal(self._key, Head(self._last, self._name, self._offset))
         self._sealed, self._sealed_offset, self._suspect = self._last, self._offset, False
+        self._sealed_at = self._clock()
 
     def close(self) -> None:
         """Sync and close."""

@@ -327,6 +327,22 @@ def test_after_a_failed_operation_the_chain_goes_on(error):
         log.close()
 
 
+def test_appending_seals_by_itself_now_and_then(tmp_path):
+    now = [0.0]
+    log = AuditLog.open(tmp_path, clock=lambda: now[0])
+    for seconds, sealed in ((0.9, False), (0.2, True), (0.5, False), (0.6, True)):
+        now[0] += seconds
+        log.append(7, [record(1)])
+        path = log_of(tmp_path)
+        whole = path.read_bytes()
+        path.write_bytes(b"".join(_lines(tmp_path)[:-1]))  # what is not sealed could be lost
+        assert (verify(tmp_path).problem is not None) == sealed
+        path.write_bytes(whole)
+    log.append(7, [record(2)] * 10_000)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert verify(tmp_path).problem.kind == "truncated"
+
+
 # --- rotation, several processes -----------------------------------------------------------------
 
 
