@@ -218,6 +218,10 @@ def prune(
 
     Those with an expiry stay until then. Without any rule only what has expired goes.
     """
+    import os
+
+    from orbit_paths import path_to_text
+
     ways = _Snapshots(session)
     body: dict[str, object] = {
         "last": last,
@@ -227,7 +231,7 @@ def prune(
         "monthly": monthly,
         "yearly": yearly,
         "tags": list(tags),
-        "source": source,
+        "source": path_to_text(os.fsencode(source)),
         "dry_run": dry_run,
     }
     answer = ways.post("/v1/snapshots/prune", body)

@@ -159,7 +159,8 @@ class SnapshotControl:
     async def _prune(self, keep: Keep, source: str, *, dry_run: bool) -> Pruned:
         snapshots = await self._snapshots.all()
         if source:
-            snapshots = [each for each in snapshots if each.source == source]
+            wanted = text_to_path(source)
+            snapshots = [each for each in snapshots if os.fsencode(each.source) == wanted]
         rules = KeepRules(**asdict(keep))
         # Days begin where people here say that they do.
         zone = datetime.now().astimezone().tzinfo
