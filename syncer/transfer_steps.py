@@ -270,7 +270,7 @@ class Steps:
         )
 
     async def _to_trash(self, step: Step) -> Step:
-        """Give what is replaced a second name in the trash, or move it there; the step from then on.
+        """Give what is replaced a second name in the trash, or move it there; returns the step then.
 
         Where there are no second names, the file is away for as long as the new one takes.
         """
@@ -339,15 +339,17 @@ class Steps:
         assert step.node is not None
         if step.node.target is None:
             raise Unsupported("the source does not say where the symlink leads")
+        target = step.node.target
         step = await self._to_trash(step)
-        await self.target.symlink(step.path, step.node.target, await self.metadata(step))
+        await self.target.symlink(step.path, target, await self.metadata(step))
         return StepResult(number, StepState.DONE)
 
     async def special(self, number: int, step: Step) -> StepResult:
         """A pipe, socket or device."""
-        assert step.node is not None
+        node = step.node
+        assert node is not None
         step = await self._to_trash(step)
-        await self.target.special(step.path, step.node, await self.metadata(step))
+        await self.target.special(step.path, node, await self.metadata(step))
         return StepResult(number, StepState.DONE)
 
     async def link(self, number: int, step: Step) -> StepResult:
