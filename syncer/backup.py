@@ -28,7 +28,7 @@ import trio
 from blake3 import blake3
 
 from blockstore.ids import ChunkId
-from syncer.backup_previous import Known, Previous, PreviousTree, same_attributes, unchanged
+from syncer.backup_previous import Known, Previous, PreviousTree, as_it_was, unchanged
 from syncer.backup_read import BATCH_FILES, BUFFER_BYTES, LARGE_BYTES, Reader, Slot, Stream
 from syncer.backup_scan import Folder, Found, Keeps, Pages, Scan
 from syncer.chunks import ChunkStore
@@ -131,6 +131,9 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _only(first) if isinstance(first, BaseExceptionGroup) else first
 
 
+_Result = tuple[Entry, int, ChunkId | None]  # with its token, and its token object
+
+
 class _End(NamedTuple):
     """A directory has ended."""
 
@@ -143,6 +146,12 @@ class _Ready(NamedTuple):
     entry: Entry
     token: int
     same: bool  # as in the previous tree
+
+
+class _Same(NamedTuple):
+    """All of a directory is as it was."""
+
+    entries: list[Entry]
 
 
 class _Begin(NamedTuple):
@@ -160,7 +169,7 @@ class _Again(NamedTuple):
     known: Known | None
 
 
-_Item = _Ready | Slot | _Begin | _End | _Again
+_Item = Known | _Ready | Slot | _Same | _Begin | _End | _Again
 
 
 class _Frame:
@@ -181,7 +190,7 @@ class _Building:
         self.folder = folder
         self.slot = slot
         self.whole = whole  # so far everything is as it was
-        self.held: list[tuple[Entry, int, ChunkId | None]] = []
+        self.held: list[_Result] = []
         self.writer: DirectoryWriter | None = None
         self.sums = Sums()
 
@@ -265,15 +274,21 @@ class _Run:
                 continue
             prefix = frame.folder.path + b"/" if frame.folder.path else b""
             page = frame.page
+            if frame.folder.same:
+                self._out.append(_Same([each.known.entry for each in page if each.known]))
+                frame.at = len(page)
             while frame.at < len(page):
-                node, known = page[frame.at]
+                node, known, same = page[frame.at]
                 frame.at += 1
-                if node.kind is NodeKind.DIRECTORY:
+                if same and known is not None:
+                    self._out.append(known)
+                elif node.kind is NodeKind.DIRECTORY:
                     folder = frame.folders.popleft()
                     await self._begin(folder)
                     stack.append(_Frame(folder))
                     break
-                await self._node(prefix + node.name, node, known)
+                else:
+                    await self._node(prefix + node.name, node, known)
                 if len(self._out) >= _ITEMS:
                     await self._hand_on()
 
@@ -299,7 +314,7 @@ class _Run:
         frame.page, frame.at = page, 0
         frame.folders = deque(
             self._scan.folder(prefix + node.name, node, known)
-            for node, known in page
+            for node, known, _ in page
             if node.kind is NodeKind.DIRECTORY
         )
         return True
@@ -307,19 +322,12 @@ class _Run:
     async def _begin(self, folder: Folder) -> None:
         known = folder.known
         slot = None
-        if self._reader.xattrs and not (known is not None and self._as_it_was(folder.node, known)):
+        if self._reader.xattrs and not (
+            known is not None and self._tells_all and as_it_was(folder.node, known)
+        ):
             slot = Slot(folder.path, folder.node, known, content=False)
             await self._to_be_read(slot)
         self._out.append(_Begin(folder, slot))
-
-    def _as_it_was(self, node: Node, known: Known) -> bool:
-        """Whether the node's attributes, extended ones among them, need not be looked at."""
-        return (
-            self._tells_all
-            and known.token != NO_TOKEN
-            and known.token == token_of((node.token,))
-            and same_attributes(node, known.entry)
-        )
 
     async def _node(self, path: bytes, node: Node, known: Known | None) -> None:
         """Hand on a node that is no directory."""
@@ -332,10 +340,9 @@ class _Run:
             self._links.set(node.link, False)
         is_file = node.kind is NodeKind.FILE
         content = is_file and (self._options.checksum or not unchanged(node, known))
-        if known is not None and not content and self._as_it_was(node, known):
+        if known is not None and not content and self._tells_all and as_it_was(node, known):
             same = known.entry.link == link
             entry = known.entry if same else known.entry._replace(link=link)
-            self._progress.files_unchanged += is_file
             self._ready(node, _Ready(entry, known.token, same))
         elif is_file or (self._reader.xattrs and node.kind is not NodeKind.SYMLINK):
             # Whether what is not exact must be read is decided when its time is known.
@@ -418,49 +425,50 @@ class _Run:
 
     async def _assemble(self) -> Backup:
         stack: list[_Building] = []
-        finished: tuple[Entry, int, ChunkId | None] | None = None
+        finished: _Result | None = None
         async for items in self._items:
             for item in items:
-                if isinstance(item, _Ready):
-                    result: tuple[Entry, int, ChunkId | None] | None = (
-                        item.entry,
-                        item.token,
-                        None,
-                    )
-                    same = item.same
-                elif isinstance(item, Slot):
-                    result = await self._taken(item)
-                    same = _as_known(result, item.known)
-                elif isinstance(item, _Again):
-                    result = self._again(item)
-                    same = _as_known(result, item.known)
-                elif isinstance(item, _Begin):
-                    known = item.folder.known
-                    stack.append(_Building(item.folder, item.slot, whole=known is not None))
+                if isinstance(item, _Begin):
+                    whole = item.folder.known is not None
+                    stack.append(_Building(item.folder, item.slot, whole=whole))
                     continue
-                else:
+                if isinstance(item, _Same):
+                    for entry in item.entries:
+                        self._count(entry, unchanged=True)
+                    continue
+                if isinstance(item, _End):
                     building = stack.pop()
                     result = await self._ended(building)
                     same = _as_known(result, building.folder.known)
+                else:
+                    result, same = await self._result_of(item)
                 if result is None:  # it failed
                     if stack:
                         stack[-1].whole = False
-                    continue
-                if not stack:
+                elif stack:
+                    self._count(result[0], unchanged=isinstance(item, Known | _Ready))
+                    await self._add(stack[-1], result, same=same)
+                else:
                     finished = result
-                    continue
-                self._count(result[0])
-                await self._add(stack[-1], result, same=same)
             if self.on_progress is not None:
                 self.on_progress(self._progress)
         return await self._top(finished)
 
-    async def _top(self, finished: tuple[Entry, int, ChunkId | None] | None) -> Backup:
+    async def _result_of(self, item: Known | _Ready | Slot | _Again) -> tuple[_Result | None, bool]:
+        """The entry of a node that is no directory; and whether it is as it was."""
+        if isinstance(item, Known):
+            return (item.entry, item.token, None), True
+        if isinstance(item, _Ready):
+            return (item.entry, item.token, None), item.same
+        result = self._again(item) if isinstance(item, _Again) else await self._taken(item)
+        return result, _as_known(result, item.known)
+
+    async def _top(self, finished: _Result | None) -> Backup:
         if finished is None:
             raise self._first_failure or Changed("there is nothing to back up")
         entry, token, tokens = finished
         if entry.kind is not NodeKind.DIRECTORY:
-            self._count(entry)
+            self._count(entry, unchanged=False)
 
         def finish() -> tuple[ChunkId, ChunkId]:
             root = self._writer.root(entry)
@@ -476,13 +484,15 @@ class _Run:
         )
         return Backup(root, root_tokens, sums, self._progress)
 
-    def _count(self, entry: Entry) -> None:
-        self._progress.nodes += 1
+    def _count(self, entry: Entry, *, unchanged: bool) -> None:
+        progress = self._progress
+        progress.nodes += 1
         if entry.kind is NodeKind.FILE:
-            self._progress.files += 1
-            self._progress.file_bytes += entry.size
+            progress.files += 1
+            progress.file_bytes += entry.size
+            progress.files_unchanged += unchanged
 
-    async def _taken(self, slot: Slot) -> tuple[Entry, int, ChunkId | None] | None:
+    async def _taken(self, slot: Slot) -> _Result | None:
         """Wait for a slot; None when it failed."""
         if not slot.done:
             self._waiting, self._arrived = slot, trio.Event()
@@ -502,7 +512,7 @@ class _Run:
                 self._progress.files_unchanged += 1
         return slot.entry, slot.token, None
 
-    def _again(self, item: _Again) -> tuple[Entry, int, ChunkId | None] | None:
+    def _again(self, item: _Again) -> _Result | None:
         """One more name of a file, whose first name was taken before."""
         entry: Entry | bool = self._links.get(item.node.link)
         if not isinstance(entry, Entry):
@@ -511,9 +521,7 @@ class _Run:
         # No token: what was read is as old as the first name's, not as this listing.
         return entry._replace(name=item.node.name), NO_TOKEN, None
 
-    async def _add(
-        self, building: _Building, result: tuple[Entry, int, ChunkId | None], *, same: bool
-    ) -> None:
+    async def _add(self, building: _Building, result: _Result, *, same: bool) -> None:
         if not same:
             building.whole = False
         if building.writer is None:
@@ -533,7 +541,7 @@ class _Run:
             building.writer.add(entry, token, tokens)
         building.held = []
 
-    async def _ended(self, building: _Building) -> tuple[Entry, int, ChunkId | None] | None:
+    async def _ended(self, building: _Building) -> _Result | None:
         """Write a directory, unless it is the one that is there."""
         folder = building.folder
         known = folder.known
@@ -579,7 +587,7 @@ class _Run:
             self.on_failure(Failure(path, error))
 
 
-def _as_known(result: tuple[Entry, int, ChunkId | None] | None, known: Known | None) -> bool:
+def _as_known(result: _Result | None, known: Known | None) -> bool:
     return (
         result is not None
         and known is not None

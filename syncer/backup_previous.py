@@ -73,6 +73,15 @@ def same_attributes(node: Node, entry: Entry) -> bool:
     )
 
 
+def as_it_was(node: Node, known: Known) -> bool:
+    """Whether nothing at all has changed, of a tree whose tokens change with any attribute."""
+    return (
+        known.token == token_of((node.token,))
+        and known.token != NO_TOKEN
+        and same_attributes(node, known.entry)
+    )
+
+
 class PreviousTree:
     """Reads the previous tree, as far as it can be read: what is damaged is read anew."""
 

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from syncer.backup_previous import Known, PreviousDirectory, PreviousTree
+from syncer.backup_previous import Known, PreviousDirectory, PreviousTree, as_it_was
 from syncer.local_tree import LocalTree
 from syncer.options import Options, Symlinks
 from syncer.remotes.errors import RemoteError
@@ -35,6 +35,7 @@ class Found(NamedTuple):
 
     node: Node
     known: Known | None
+    same: bool = False  # it is as it was, and nothing else has to be looked at
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +47,7 @@ class Folder:
     known: Known | None
     previous: PreviousDirectory = field(repr=False)
     all_found: bool = False  # known after its last page: nothing of the previous one is gone
+    same: bool = False  # it has no directories, and everything in it is as it was
 
 
 class Pages:
@@ -105,6 +107,8 @@ class Scan:
         self._keeps = keeps
         self._nursery = nursery
         self._local = tree if isinstance(tree, LocalTree) else None
+        # Tokens of local nodes change with any attribute; those of others with the content alone.
+        self._tells_all = self._local is not None
         # A directory is here from when it is asked for until its turn comes.
         self._ready: dict[bytes, list[Found] | _Sorter | RemoteError | None] = {}
         self._landed: dict[bytes, trio.Event] = {}
@@ -186,6 +190,7 @@ class Scan:
     def _merge_last(self, folder: Folder, nodes: list[Node]) -> list[Found]:
         found = self._merge(folder, nodes)
         folder.all_found = folder.previous.all_found()
+        folder.same = folder.all_found and all(each.same for each in found)
         return found
 
     def _merge(self, folder: Folder, nodes: list[Node]) -> list[Found]:
@@ -204,7 +209,20 @@ class Scan:
         if unwanted:
             nodes = [node for node in nodes if node.kind not in unwanted]
         find = folder.previous.find
-        return [Found(node, find(node[0])) for node in nodes]
+        if not self._tells_all or options.checksum:
+            return [Found(node, find(node[0])) for node in nodes]
+        found = []
+        for node in nodes:
+            known = find(node[0])
+            same = (
+                known is not None
+                and node.link is None
+                and not known.entry.link
+                and node.kind is not NodeKind.DIRECTORY
+                and as_it_was(node, known)
+            )
+            found.append(Found(node, known, same))
+        return found
 
 
 SPECIALS: Final = frozenset({NodeKind.FIFO, NodeKind.SOCKET, NodeKind.CHARACTER, NodeKind.BLOCK})
