@@ -270,7 +270,7 @@ class Steps:
         )
 
     async def _to_trash(self, step: Step) -> Step:
-        """Give what is replaced a second name in the trash, or move it there; returns the step then.
+        """Give what is replaced a second name in the trash, or move it there; the step afterwards.
 
         Where there are no second names, the file is away for as long as the new one takes.
         """
