@@ -96,6 +96,11 @@ def test_openapi_describes_every_call(client):
         "/v1/evict",
         "/v1/diff",
         "/v1/revert",
+        "/v1/snapshots",
+        "/v1/snapshots/show",
+        "/v1/snapshots/diff",
+        "/v1/snapshots/remove",
+        "/v1/snapshots/prune",
     }
 
 
