@@ -136,19 +136,20 @@ class _Copying:
             found = os.fstat(handle)
             if not same(found, item.node):
                 raise Changed(f"{shown(where)} is not the file that was listed")
-            outcome = self._bytes(handle, target, found)
-            apply(target, self.metadata(handle, found))
+            new = os.fstat(target)
+            outcome = self._bytes(handle, target, found, new.st_dev)
+            apply(target, self.metadata(handle, found), old=new)
             if not _unchanged(os.fstat(handle), found):
                 raise Changed(f"{shown(where)} changed while it was copied")
             return outcome
         finally:
             os.close(handle)
 
-    def _bytes(self, handle: int, target: int, found: os.stat_result) -> CopyOutcome:
+    def _bytes(self, handle: int, target: int, found: os.stat_result, device: int) -> CopyOutcome:
         size = found.st_size
         if not size:
             return CopyOutcome()
-        devices = (found.st_dev, os.fstat(target).st_dev)
+        devices = (found.st_dev, device)
         if self._ways.clone(handle, target, devices):
             return CopyOutcome(None, Method.REFLINK, size)
         method, copied = Method.NOTHING, 0

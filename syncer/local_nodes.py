@@ -114,13 +114,13 @@ def same(found: os.stat_result, node: Node) -> bool:
     return node.mtime_ns is None or not node.exact or found.st_mtime_ns == node.mtime_ns
 
 
-def _kept(name: str, *, root: bool) -> bool:
+def _kept(name: str) -> bool:
     """Whether an extended attribute is one that a tree is made of."""
     if name.startswith("user."):
         return True
     if name.startswith("system."):
         return os.fsencode(name) in ACLS
-    return root and name.startswith(_PRIVILEGED) and name not in _NOT_OURS
+    return name.startswith(_PRIVILEGED) and name not in _NOT_OURS and is_root()
 
 
 def read_xattrs(what: int | bytes) -> dict[bytes, bytes]:
@@ -136,9 +136,8 @@ def read_xattrs(what: int | bytes) -> dict[bytes, bytes]:
         if error.errno not in _GONE:
             raise
         return found
-    root = is_root()
     for name in names:
-        if _kept(name, root=root):
+        if _kept(name):
             try:
                 found[os.fsencode(name)] = os.getxattr(what, name)
             except OSError as error:  # gone meanwhile, or forbidden
@@ -149,14 +148,15 @@ def read_xattrs(what: int | bytes) -> dict[bytes, bytes]:
 
 def _write_xattrs(what: int | bytes, new: Mapping[bytes, bytes], mode: int) -> None:
     """Make them these and no others. One that cannot be kept by this user is left out."""
-    root = is_root()
     old = read_xattrs(what)
-    if not root and not mode & 0o200 and old != new and not stat.S_ISLNK(mode):
+    if old == new:
+        return
+    if not mode & 0o200 and not stat.S_ISLNK(mode) and not is_root():
         os.chmod(what, stat.S_IMODE(mode) | 0o200)  # noqa: PTH101 - user.* want write permission
     for name in old.keys() - new.keys():
         os.removexattr(what, name)
     for name, value in new.items():
-        if old.get(name) != value and _kept(os.fsdecode(name), root=root):
+        if old.get(name) != value and _kept(os.fsdecode(name)):
             os.setxattr(what, name, value)
 
 
@@ -171,14 +171,23 @@ def _chown(what: int | bytes, uid: int, gid: int) -> bool:
     return True
 
 
-def apply(handle: int, metadata: Metadata, *, path_only: bool = False) -> None:
+def apply(
+    handle: int,
+    metadata: Metadata,
+    *,
+    path_only: bool = False,
+    old: os.stat_result | None = None,
+) -> None:
     """Set what is given on what is open. `path_only`: the handle is an O_PATH one.
+
+    `old`: what fstat says of it, where that is known.
 
     Who is not root keeps what they may: not owners, nor the setuid bits of a file that stays
     theirs, nor privileged attributes. Raises OSError.
     """
     mode, uid, gid, mtime_ns, atime_ns, xattrs = metadata
-    old = os.fstat(handle)
+    if old is None:
+        old = os.fstat(handle)
     what = by_handle(handle) if path_only else handle
     given = True
     # The owner first, whose change takes capabilities and setuid bits away; the mode after the
@@ -189,7 +198,7 @@ def apply(handle: int, metadata: Metadata, *, path_only: bool = False) -> None:
         given = _chown(what, -1, gid) and given
     if xattrs is not None:
         _write_xattrs(what, xattrs, old.st_mode)
-        if mode is None and not is_root():
+        if mode is None and not old.st_mode & 0o200:
             mode = old.st_mode  # it may have been made writable meanwhile
     if mode is not None and not stat.S_ISLNK(old.st_mode):
         if not given and not stat.S_ISDIR(old.st_mode):
