@@ -18,9 +18,11 @@ collections away from the store meanwhile.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -45,6 +47,7 @@ _ITEMS: Final = 512  # a message from the walk to assembly
 _MESSAGES: Final = 16
 _READERS_MAX: Final = 16
 _TRIES: Final = 3
+_GARBAGE_FROM: Final = 100_000  # objects made since the last search for cycles
 _LINKS_MAX: Final = 50_000  # in memory, some 50 MB
 _HELD: Final = 10_000  # entries of a directory that wait until it turns out to be unchanged
 
@@ -112,17 +115,33 @@ async def backup(
     top = (await tree.stat(ROOT))._replace(name=b"")
     scratch = Scratch()
     try:
-        async with trio.open_nursery() as nursery:
-            run = _Run(tree, store, previous, options, keeps, nursery, scratch)
-            run.on_progress = progress
-            run.on_failure = failed
-            result = await run.run(top)
-            nursery.cancel_scope.cancel()
+        with _rare_collections():
+            async with trio.open_nursery() as nursery:
+                run = _Run(tree, store, previous, options, keeps, nursery, scratch)
+                run.on_progress = progress
+                run.on_failure = failed
+                result = await run.run(top)
+                nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise _only(group) from group
     finally:
         scratch.close()
     return result
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let Python look for reference cycles less often: here are none, but millions of tuples.
+
+    Measured with 10^5 unchanged files: half of the time went into the search.
+    """
+    before = gc.get_threshold()
+    if before[0] < _GARBAGE_FROM:
+        gc.set_threshold(_GARBAGE_FROM, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
