@@ -97,7 +97,7 @@ def test_a_folder_without_a_chain_is_in_order(tmp_path):
 
 
 def test_any_changed_byte_shows_at_its_record(tmp_path):
-    fill(tmp_path, 3)
+    fill(tmp_path, 2)
     path = log_of(tmp_path)
     content = path.read_bytes()
     ends = [at for at, byte in enumerate(content) if byte == ord("\n")]
@@ -113,7 +113,7 @@ def test_any_changed_byte_shows_at_its_record(tmp_path):
 
 
 def test_any_cut_shows(tmp_path):
-    fill(tmp_path, 3)
+    fill(tmp_path, 2)
     path = log_of(tmp_path)
     content = path.read_bytes()
     for length in range(len(content)):

@@ -248,7 +248,7 @@ class JobHistories(RuleBasedStateMachine):
 
 
 TestJobHistories = JobHistories.TestCase
-TestJobHistories.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestJobHistories.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.soak

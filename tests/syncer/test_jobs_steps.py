@@ -220,7 +220,7 @@ def _actions(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(actions=_actions())
 def test_any_sequence_gives_each_step_in_order_until_it_is_done(tmp_path_factory, actions):
     jobs = Jobs.open(tmp_path_factory.mktemp("jobs") / "jobs.db", host=Machine().process())
@@ -326,8 +326,8 @@ def _run_through(path: Path, count: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_steps(tmp_path):
-    few = _run_through(tmp_path / "few.db", 4_000)
-    many = _run_through(tmp_path / "many.db", 20_000)
+    few = _run_through(tmp_path / "few.db", 2_000)
+    many = _run_through(tmp_path / "many.db", 10_000)
     assert many < 1.3 * few
 
 
