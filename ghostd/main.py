@@ -359,9 +359,7 @@ class Daemon:
                 self._invalidator.told,
                 is_own=shown.is_shown,
             ),
-            snapshots=SnapshotControl(
-                snapshots, shown, store, self._threads, self._invalidator.told
-            ),
+            snapshots=SnapshotControl(snapshots, store, self._threads, self._invalidator.told),
             jobs=self._jobs.control,
         )
         self._api = ApiServer(self._control, self._socket)

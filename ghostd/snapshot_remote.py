@@ -90,8 +90,9 @@ class SnapshotUrl(NamedTuple):
     def parse(cls, text: str) -> SnapshotUrl:
         """Take a URL apart; the path is percent-encoded. Raises BadUrl."""
         name, slash, path = text.removeprefix(SCHEME).partition("/")
-        parts = [part for part in unquote_to_bytes(path).split(b"/") if part]
-        if not text.startswith(SCHEME) or b"." in parts or b".." in parts or b"\0" in path.encode():
+        decoded = unquote_to_bytes(path.encode("utf-8", "surrogateescape"))
+        parts = [part for part in decoded.split(b"/") if part]
+        if not text.startswith(SCHEME) or {b".", b".."} & set(parts) or b"\0" in decoded:
             raise BadUrl(f"{text!r}: expected snapshot:NAME or snapshot:NAME/path")
         if slash and not name:
             raise BadUrl(f"{text!r} names no snapshot: `orbit-ctl snapshot list` shows them")

@@ -81,7 +81,8 @@ class Snapshots:
         self._known: dict[str, Snapshot] | None = None  # None: not read yet
         self._unreadable: set[str] = set()
         self._reading = trio.Lock()
-        self.changed: list[Callable[[str, bool], None]] = []  # told what came (True) or went
+        # Told the name of what came (True) or went.
+        self.changed: list[Callable[[str, bool], Awaitable[None]]] = []
 
     # --- finding -------------------------------------------------------------------------------
 
@@ -172,7 +173,7 @@ class Snapshots:
             await self._threads.run("commit", self._records.add, snapshot)
             assert self._known is not None
             self._known[snapshot.name] = snapshot
-        self._tell(snapshot.name, there=True)
+        await self._tell(snapshot.name, there=True)
 
     def source_of(self, path: bytes) -> str:
         """How a directory of the namespace is called as a source."""
@@ -211,7 +212,7 @@ class Snapshots:
                     await self._threads.run("commit", self._records.remove, snapshot)
                     assert self._known is not None
                     self._known.pop(snapshot.name, None)
-                self._tell(snapshot.name, there=False)
+                await self._tell(snapshot.name, there=False)
 
     async def run(self) -> None:
         """Remove what has expired, every day, until cancelled."""
@@ -239,7 +240,7 @@ class Snapshots:
             log.info("an expired snapshot was removed", snapshot=snapshot.name)
         return gone
 
-    def _tell(self, name: str, *, there: bool) -> None:
+    async def _tell(self, name: str, *, there: bool) -> None:
         self._keeper.snapshots_changed()
         for told in self.changed:
-            told(name, there)
+            await told(name, there)

@@ -31,7 +31,6 @@ from ghostd.snapshots_facade import (
     Taken,
     Verdict,
 )
-from ghostd.snapshots_shown import ShownSnapshots
 from ghostd.threads import Threads
 from ghostd.tree_walk import parts_of
 from orbit_paths import path_to_text, text_to_path
@@ -52,7 +51,6 @@ class SnapshotControl:
     def __init__(
         self,
         snapshots: Snapshots,
-        shown: ShownSnapshots,
         store: BlockStore,
         threads: Threads,
         told: Callable[[], Awaitable[None]],
@@ -61,7 +59,6 @@ class SnapshotControl:
         self._told = told
         self._loop = InLoop()
         self._snapshots = snapshots
-        self._shown = shown
         self._store = store
         self._threads = threads
         self._diffs: OrderedDict[str, Iterator[Difference]] = OrderedDict()
@@ -130,7 +127,6 @@ class SnapshotControl:
             tags=wanted.tags,
             expires_s=wanted.expires_s,
         )
-        await self._shown.attach()
         await self._told()
         return Taken(
             snapshot=_info(taken.snapshot, {}),

@@ -72,8 +72,10 @@ class ShownSnapshots:
             self._refused = True
             log.warning("snapshots are not shown in the mount", error=str(error))
 
-    def changed(self, name: str, there: bool) -> None:
+    async def changed(self, name: str, there: bool) -> None:
         """A snapshot came or went."""
+        if there:
+            await self.attach()
         root = self._root()
         if root is None:
             return

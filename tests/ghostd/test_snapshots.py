@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import stat
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -332,7 +334,11 @@ async def test_names_places_and_expiry() -> None:
     world = World(SimDisk(0))
     snapshots = snapshots_of(world, projected=where, now_ns=now)
     told: list[tuple[str, bool]] = []
-    snapshots.changed.append(lambda name, there: told.append((name, there)))
+
+    async def tell(name: str, there: bool) -> None:
+        told.append((name, there))
+
+    snapshots.changed.append(tell)
     async with world.running():
         await some_tree(world)
         one = (await snapshots.take(b"/folder", name="one", tags=["kept"])).snapshot
@@ -362,6 +368,31 @@ async def test_names_places_and_expiry() -> None:
         await snapshots.remove([one, two])
         assert await snapshots.all() == []
     assert told == [("one", True), ("two", True), ("two", False), ("one", False), ("two", False)]
+    world.close()
+
+
+@jumping
+async def test_what_expires_goes_by_itself() -> None:
+    world = World(SimDisk(0))
+    snapshots = snapshots_of(world, now_ns=lambda: int(trio.current_time() * 1e9))
+    gone = trio.Event()
+
+    async def tell(_: str, there: bool) -> None:
+        if not there:
+            gone.set()
+
+    snapshots.changed.append(tell)
+    async with world.running(), trio.open_nursery() as nursery:
+        stays = (await snapshots.take(b"/", name="stays")).snapshot
+        now_ns = int(trio.current_time() * 1e9)
+        goes = replace(stays, name="goes", expires_ns=now_ns + 86_400 * 10**9)
+        async with world.keeper.exclusive():
+            await snapshots.record(goes)
+        nursery.start_soon(snapshots.run)
+        await gone.wait()
+        assert trio.current_time() * 1e9 >= goes.expires_ns
+        assert await snapshots.all() == [stays]
+        nursery.cancel_scope.cancel()
     world.close()
 
 
