@@ -124,6 +124,8 @@ class RestoreMover:
             durable=self._options.durable and self._target.durable,
         )
         numbered = [(number, taken[place]) for number, place in enumerate(places)]
+        # As a backup has stored them, so that a group lies in few places.
+        numbered.sort(key=lambda item: item[1].step.source_path)
         groups = groups_of(numbered)
         try:
             async with trio.open_nursery() as nursery:
@@ -194,6 +196,9 @@ class RestoreMover:
         return entry
 
     def _extents(self, entry: Entry) -> Iterator[Extent]:
+        recipe = entry.recipe
+        if recipe is not None and recipe.root is None:
+            return iter(recipe.extents)
         return chain.from_iterable(self._source.reader.extents(entry))
 
     def _fetch(self, extents: Iterable[Extent]) -> dict[ChunkId, bytes]:
@@ -366,6 +371,21 @@ async def _together(work: Callable[[], Awaitable[None]]) -> None:
             nursery.start_soon(guarded)
     if errors:
         raise errors[0]
+
+
+class PackOrder:
+    """Ranks that keep the order of a walk, roughly: a backup has stored files in that order.
+
+    By size alone, the smallest first, each batch would be read from all packs there are.
+    """
+
+    def __init__(self) -> None:
+        self._files = 0
+
+    def next(self) -> int:
+        """The rank of the next file."""
+        self._files += 1
+        return self._files // RestoreMover.steps_max
 
 
 def groups_of(

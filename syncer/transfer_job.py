@@ -147,6 +147,13 @@ class _TreesJob:
 
             def rank(path: bytes, _: Node) -> int:
                 return classes.classify(path).rank
+        elif ends.source.features.chunked:
+            from syncer.restore import PackOrder
+
+            order = PackOrder()
+
+            def rank(path: bytes, _: Node) -> int:  # noqa: ARG001
+                return order.next()
 
         await make_plan(
             ends.source,
