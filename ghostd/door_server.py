@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -20,6 +20,7 @@ from blockstore.ids import Buffer, ChunkId
 from blockstore.store import BlockStore
 from ghostd.door_tree import DoorTree
 from ghostd.in_loop import InLoop
+from syncer.catalogue import Snapshot, decode_snapshot
 from syncer.door_protocol import (
     EXTENT,
     Extent,
@@ -41,10 +42,28 @@ CONNECTIONS: Final = 4
 Reply = tuple[Head, list[Buffer]]
 
 
+class SnapshotRecords(Protocol):
+    """The snapshots of the daemon's store; for its loop."""
+
+    async def all(self) -> list[Snapshot]:
+        """All of them."""
+
+    async def record(self, snapshot: Snapshot) -> None:
+        """One more, whose chunks are durable and held."""
+
+
 class DoorServer:
     """Serves the workers of this daemon."""
 
-    def __init__(self, store: BlockStore, tree: DoorTree, loop: InLoop, mount: Path) -> None:
+    def __init__(
+        self,
+        store: BlockStore,
+        tree: DoorTree,
+        snapshots: SnapshotRecords,
+        loop: InLoop,
+        mount: Path,
+    ) -> None:
+        self._snapshots = snapshots
         self._store = store
         self._tree = tree
         self._loop = loop
@@ -61,6 +80,8 @@ class DoorServer:
             "write": self._write,
             "hold": self._hold,
             "release": self._release,
+            "snapshots": self._list_snapshots,
+            "record": self._record,
         }
 
     @property
@@ -150,6 +171,15 @@ class DoorServer:
     def _release(self, _: Message) -> Reply:
         with self._lock:
             self._holds = max(0, self._holds - 1)
+        return {}, []
+
+    def _list_snapshots(self, _: Message) -> Reply:
+        records = [each.encode() for each in self._loop.wait(self._snapshots.all)]
+        return {"lengths": [len(record) for record in records]}, list(records)
+
+    def _record(self, request: Message) -> Reply:
+        snapshot = decode_snapshot(bytes(request.body))
+        self._loop.wait(lambda: self._snapshots.record(snapshot))
         return {}, []
 
     # --- the namespace -------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from blockstore.store import BlockStore
-from ghostd.door_server import DoorServer
+from ghostd.door_server import DoorServer, SnapshotRecords
 from ghostd.door_tree import DoorTree
 from ghostd.in_loop import InLoop
 from ghostd.job_worker import JobWorker
@@ -20,11 +20,17 @@ class JobService:
     """Made in the filesystem's loop, which `run` is a task of."""
 
     def __init__(
-        self, state: Path, mount: Path, store: BlockStore, tree: DoorTree, threads: Threads
+        self,
+        state: Path,
+        mount: Path,
+        store: BlockStore,
+        tree: DoorTree,
+        snapshots: SnapshotRecords,
+        threads: Threads,
     ) -> None:
         """Raises FormatTooNew, JobsDamaged, StorageFull, StorageFailed."""
         self._jobs = Jobs.open(state / DATABASE)
-        self.door = DoorServer(store, tree, InLoop(), mount)
+        self.door = DoorServer(store, tree, snapshots, InLoop(), mount)
         self.worker = JobWorker(self._jobs, state, mount, self.door, threads)
         self.control = JobControl(self._jobs, self.worker.wake)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import queue
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -16,6 +17,7 @@ import trio
 from blockstore.chunker import Chunker, ChunkerParams
 from blockstore.errors import ChunkMissing
 from blockstore.ids import Buffer, ChunkId, chunk_id
+from syncer.catalogue import Listing, Snapshot, decode_snapshot
 from syncer.door_protocol import (
     EXTENT,
     DoorClosed,
@@ -31,7 +33,7 @@ from syncer.door_protocol import (
     text,
     xattrs_from_wire,
 )
-from syncer.remotes.errors import Busy, RemoteError
+from syncer.remotes.errors import Busy, RemoteError, Unsupported
 from syncer.tree import Content, Features, Metadata, Node, NodeKind, PageSink
 
 _PUT_BYTES = 16 << 20  # in one message
@@ -91,6 +93,26 @@ class Door:
         return await trio.to_thread.run_sync(
             self.call, head, body, abandon_on_cancel=True, limiter=self.limiter
         )
+
+    @property
+    def store(self) -> DoorStore:
+        """The daemon's chunks."""
+        return DoorStore(self)
+
+    @property
+    def catalogue(self) -> DoorCatalogue:
+        """The daemon's snapshots."""
+        return DoorCatalogue(self)
+
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator[None]:
+        """Until the end of the body the daemon removes no chunk that nothing names yet."""
+        await self.ask({"op": "hold"})
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True), suppress(DoorClosed):
+                await self.ask({"op": "release"})
 
     def close(self) -> None:
         """Close all connections."""
@@ -157,6 +179,27 @@ class DoorStore:
     def sync(self) -> None:
         """See ChunkStore."""
         self._door.call({"op": "sync"})
+
+
+class DoorCatalogue:
+    """The snapshots of the daemon's store. See Catalogue."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def list(self) -> Listing:
+        """See Catalogue. Damaged records are the daemon's to tell of."""
+        answer = await self._door.ask({"op": "snapshots"})
+        records = split(answer.body, answer.head["lengths"])
+        return Listing([decode_snapshot(bytes(record)) for record in records], [])
+
+    async def add(self, snapshot: Snapshot) -> None:
+        """See Catalogue."""
+        await self._door.ask({"op": "record"}, [snapshot.encode()])
+
+    async def remove(self, snapshot: Snapshot) -> None:
+        """See Catalogue."""
+        raise Unsupported(f"{snapshot.name}: remove it with orbit-ctl snapshot remove")
 
 
 class DoorTree:
@@ -294,9 +337,7 @@ class DoorTree:
                     outcomes[index] = error
         return outcomes
 
-    async def _write(
-        self, items: Sequence[tuple[Head, Sequence[Extent]]]
-    ) -> Outcomes:
+    async def _write(self, items: Sequence[tuple[Head, Sequence[Extent]]]) -> Outcomes:
         for item, extents in items:
             item["extents"] = len(extents)
         body = b"".join(EXTENT.pack(*extent) for _, extents in items for extent in extents)
@@ -306,9 +347,7 @@ class DoorTree:
             error_of(result) or node_from_wire(result["node"]) for result in answer.head["results"]
         ]
 
-    async def _stored(
-        self, content: Content, ranges: Sequence[tuple[int, int]] | None
-    ) -> Extents:
+    async def _stored(self, content: Content, ranges: Sequence[tuple[int, int]] | None) -> Extents:
         """Cut and store what is not a hole."""
         extents: Extents = []
         for start, length in [(0, content.size)] if ranges is None else ranges:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -38,6 +38,9 @@ class HasSnapshots(Protocol):
     @property
     def catalogue(self) -> Catalogue:
         """The daemon's snapshots."""
+
+    def holding(self) -> AbstractAsyncContextManager[None]:
+        """Around storing what nothing names yet."""
 
 
 @dataclass(frozen=True, slots=True)

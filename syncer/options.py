@@ -90,6 +90,8 @@ class Options:
     durable: bool = True  # sync before a file gets its name
     reserve_bytes: int = 64 << 20  # that stay free at the destination
 
+    dry_run: bool = False  # only tell what would be done
+
     # Snapshots.
     name: str = ""
     tags: tuple[str, ...] = ()

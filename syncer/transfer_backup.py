@@ -47,7 +47,8 @@ async def open_store(
     if destination is None:
         if not isinstance(door, HasSnapshots):
             raise Unsupported("into which repository? Name one: backup SRC repo:LOCATION")
-        yield door.store, door.catalogue, "the daemon's store"
+        async with door.holding():
+            yield door.store, door.catalogue, "the daemon's store"
         return
     if destination.kind is not LocationKind.REPOSITORY or destination.snapshot:
         raise Unsupported(f"{destination}: a backup goes into a repository: write repo:LOCATION")

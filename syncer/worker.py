@@ -48,10 +48,10 @@ STATE_OF: Final = {
 class JobTell:
     """What a job tells goes into its log. See Tell."""
 
-    files = False  # each of a million files: the audit trail has them
-
     def __init__(self, held: HeldJob) -> None:
         self._held = held
+        # Not each of a million files that are copied, the audit trail has them; but a plan.
+        self.files = held.spec.options.dry_run
 
     def event(self, event: Event) -> None:
         """See Tell."""
@@ -100,7 +100,15 @@ async def carry_out(held: HeldJob, context: Context) -> None:
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(held.tend, lambda wanted: obey(control, wanted))
-            report = await run_job(held.spec, context, JobTell(held), held=held, control=control)
+            dry_run = held.spec.options.dry_run
+            report = await run_job(
+                held.spec,
+                context,
+                JobTell(held),
+                dry_run=dry_run,
+                held=None if dry_run else held,
+                control=control,
+            )
             nursery.cancel_scope.cancel()
     except* LeaseLost:
         report = None  # somebody else has it

@@ -18,16 +18,35 @@ from ghostd.door_server import DoorServer
 from ghostd.door_tree import DoorTree as Namespace
 from ghostd.in_loop import InLoop
 from ghostd.invalidator import Invalidator
+from ghostd.keeper import CollectionRefused, Keeper
+from syncer.backup import backup
+from syncer.catalogue import Snapshot
 from syncer.door import Door, DoorStore, DoorTree, SmallFile
 from syncer.door_protocol import DoorClosed
+from syncer.options import Options
+from syncer.remote_tree import RemoteTree
 from syncer.remotes.errors import Busy, Changed, Denied, Exists, Missing, NotEmpty
 from syncer.remotes.memory import MemoryRemote, MemoryServer
+from syncer.snapshot_tree import SnapshotTree
 from syncer.tree import Metadata, Node, NodeKind
 from tests.projections.world import ProjectedWorld
 from tests.remotes.kinds import Content
 
 MIB = 1 << 20
 PLAIN = Metadata()
+
+
+class Snapshots:
+    """The records of a state folder, as the daemon's loop has them."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._records = keeper.records
+
+    async def all(self) -> list[Snapshot]:
+        return self._records.list().snapshots
+
+    async def record(self, snapshot: Snapshot) -> None:
+        self._records.add(snapshot)
 
 
 class Doors:
@@ -60,7 +79,8 @@ async def opened(folder: Path, remotes=None) -> AsyncIterator[Doors]:
         async with world.running():
             invalidator = Invalidator()
             names = Namespace(world.fs, world.projected.listings, invalidator)
-            server = DoorServer(world.store, names, InLoop(), Path("/mnt"))
+            server = DoorServer(world.store, names, Snapshots(world.keeper), InLoop(), Path("/mnt"))
+            world.keeper.holds.append(lambda: server.holds)
             ends = server.open()
             door = await trio.to_thread.run_sync(Door, ends)
             yield Doors(world, server, door)
@@ -221,6 +241,27 @@ def _wire(metadata: Metadata) -> dict:
     from syncer.door_protocol import metadata_to_wire
 
     return metadata_to_wire(metadata)
+
+
+async def test_a_backup_through_the_door(tmp_path):
+    source = MemoryRemote(MemoryServer())
+    data = random.Random(4).randbytes(MIB)
+    await source.write(b"d/f", Content(data))
+    async with opened(tmp_path) as doors:
+        async with doors.door.holding():
+            made = await backup(RemoteTree(source), doors.door.store, None, Options())
+            await trio.to_thread.run_sync(doors.door.store.sync)
+            with pytest.raises(CollectionRefused):
+                await doors.world.keeper.collect(0.0, dry_run=False)
+            snapshot = Snapshot("s", 1, made.root, made.sums)
+            await doors.door.catalogue.add(snapshot)
+        with pytest.raises(Exists):
+            await doors.door.catalogue.add(snapshot)
+        await doors.world.keeper.collect(0.0, dry_run=False)
+        assert (await doors.door.catalogue.list()).snapshots == [snapshot]
+        tree = SnapshotTree(doors.door.store, made.root, label="s")
+        node = await tree.stat(b"d/f")
+        assert await tree.read(b"d/f", node, 0, MIB) == data
 
 
 async def test_projections_take_changes_where_they_may(tmp_path):

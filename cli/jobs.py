@@ -1,0 +1,322 @@
+"""The commands of `orbit-ctl` that are jobs of the daemon, and those that steer jobs.
+
+Imports here are what `--help` costs; the rest is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
+
+import click
+
+from cli.projections import QUESTION_TIMEOUT_S, Answer, Ways
+from cli.verbs import VerbCommand, job_of, verb_options
+
+if TYPE_CHECKING:
+    from cli.orbit_ctl import Session
+
+_CALL_TIMEOUT_S: Final = 60.0
+_POLL_S: Final = 0.3
+_LOG_PAGE: Final = 1_000
+EXIT_TIMEOUT: Final = 5
+_PLACE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://|snapshot:|repo:)", re.ASCII)
+_FROM_FILES: Final = ("merge ", ". ", "include-from ", "exclude-from ")
+
+
+def _absolute(text: str) -> str:
+    """A place that means the same to the daemon; `..` and symlinks are left as they stand."""
+    if not text or _PLACE.match(text) or text.startswith("/"):
+        return text
+    if ":" in text.partition("/")[0]:
+        raise click.UsageError(
+            f"{text!r}: is this a URL? Write s3://…, sftp://…, or ./{text} for a local file"
+        )
+    return os.path.join(os.getcwd(), text)  # noqa: PTH109, PTH118  a Path would drop the slash
+
+
+def _of_store(text: str) -> str:
+    """`NAME[:PATH]` or `NAME/PATH` of a snapshot in the daemon's store."""
+    if _PLACE.match(text):
+        return text
+    name, _, path = text.partition(":")
+    if name == "latest" and path and not path.startswith("/"):
+        tag, _, path = path.partition(":")  # latest:TAG[:PATH]
+        name = f"latest:{tag}"
+    return f"snapshot:{name}" + (f"/{path.lstrip('/')}" if path else "")
+
+
+def _rules(filters: list[str]) -> list[str]:
+    """Rules in files are named so that the daemon finds them."""
+    found = []
+    for rule in filters:
+        word = next((each for each in _FROM_FILES if rule.startswith(each)), "")
+        path = rule[len(word) :].strip()
+        if word and path == "-":
+            raise click.UsageError("rules from standard input: `orbit` reads them, the daemon not")
+        found.append(word + os.path.abspath(path) if word else rule)  # noqa: PTH100
+    return found
+
+
+def _running(function: Any) -> Any:
+    """The options of whatever runs."""
+    for option in reversed(
+        (
+            click.option("--dry-run", "-n", is_flag=True, help="Say what would be done, only."),
+            click.option("--verbose", "-v", is_flag=True, help="Name every file, and how."),
+            click.option("--quiet", "-q", is_flag=True, help="Say nothing but what went wrong."),
+            click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
+            click.option("--explain", is_flag=True, help="Say what was chosen, and why."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _submit(session: Session, verb: str, given: dict[str, Any]) -> None:
+    from cli.job_watch import How
+
+    how = How(
+        verbose=given.pop("verbose"),
+        quiet=given.pop("quiet"),
+        as_json=given.pop("as_json") or session.as_json,
+        explain=given.pop("explain"),
+    )
+    source, rest = _first_place(given)
+    if source and (verb == "restore" or (verb == "verify" and not rest)):
+        # Of `verify A B` neither is a snapshot unless it says so.
+        given |= {"source": _of_store(source), "destination": None, "places": rest}
+    job = job_of(verb, given, _absolute)
+    if filters := job["options"].get("filters"):
+        job["options"]["filters"] = _rules(filters)
+    ways = Ways(session)
+    made = ways.post("/v1/jobs", {"spec": job}, _CALL_TIMEOUT_S)
+    number = made["number"]
+    if given["detach"] or made["state"] == "scheduled":
+        click.echo(json.dumps({"job": number}) if how.as_json else f"job {number}")
+        return
+    raise SystemExit(_watch(ways, number, how))
+
+
+def _first_place(given: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """SRC, and the places that are left for DST."""
+    places = tuple(given["places"])
+    source = given.get("source") or "".join(places[:1])
+    rest = places if given.get("source") else places[1:]
+    return source, (given["destination"], *rest) if given.get("destination") else rest
+
+
+def _watch(ways: Ways, number: int, how: Any) -> int:
+    from cli.job_watch import Watch
+
+    def log(after: int) -> Answer:
+        asked = urlencode({"after": after, "limit": _LOG_PAGE})
+        url = f"/v1/jobs/{number}/log?{asked}"
+        return ways.call(lambda client: client.get(url, _CALL_TIMEOUT_S))
+
+    def want(word: str) -> Answer:
+        return ways.post(f"/v1/jobs/{number}/want", {"wanted": word}, _CALL_TIMEOUT_S)
+
+    return Watch(number, how, log, want).run()
+
+
+@click.command(cls=VerbCommand)
+@verb_options("copy")
+@_running
+@click.pass_obj
+def copy(session: Session, /, **given: Any) -> None:
+    """Copy SRC to DST, as a job of the daemon. What is there and newer stays.
+
+    A place below the mount is read and written without going through the kernel.
+    """
+    _submit(session, "copy", given)
+
+
+@click.command(cls=VerbCommand)
+@verb_options("sync")
+@_running
+@click.pass_obj
+def sync(session: Session, /, **given: Any) -> None:
+    """Make DST like SRC, as --mode says."""
+    _submit(session, "sync", given)
+
+
+@click.command(cls=VerbCommand)
+@verb_options("backup")
+@_running
+@click.pass_obj
+def backup(session: Session, /, **given: Any) -> None:
+    """Keep SRC as it is now as a snapshot in the daemon's store (or DST, a repository).
+
+    For what lies in the mount `snapshot create` does it at once and atomically.
+    """
+    _submit(session, "backup", given)
+
+
+@click.command(cls=VerbCommand)
+@verb_options("restore")
+@_running
+@click.pass_obj
+def restore(session: Session, /, **given: Any) -> None:
+    """Bring SNAPSHOT[:PATH] of the daemon's store back to DST, with all its attributes."""
+    _submit(session, "restore", given)
+
+
+@click.command(cls=VerbCommand)
+@verb_options("verify")
+@_running
+@click.pass_obj
+def verify(session: Session, /, **given: Any) -> None:
+    """Compare two places, or read SNAPSHOT whole (exit code 3 where they differ)."""
+    _submit(session, "verify", given)
+
+
+# --- jobs ----------------------------------------------------------------------------------------
+
+_NUMBER = click.argument("number", type=int)
+
+
+@click.group()
+def jobs() -> None:
+    """Jobs that run, wait or have run: see them, and steer them."""
+
+
+def _print(ways: Ways, answer: Answer) -> None:
+    from cli.job_render import job_line
+
+    ways.show(answer, job_line)
+
+
+@jobs.command("list")
+@click.option("--state", "states", multiple=True, help="Only these: queued, running, failed, …")
+@click.option("--limit", default=50, show_default=True)
+@click.pass_obj
+def list_(session: Session, states: tuple[str, ...], limit: int) -> None:
+    """Show jobs, newest first."""
+    from cli.job_render import job_line
+
+    ways = Ways(session)
+    asked = urlencode({"state": states, "limit": limit}, doseq=True)
+    answer = ways.call(lambda client: client.get(f"/v1/jobs?{asked}", QUESTION_TIMEOUT_S))
+    ways.show(
+        answer,
+        lambda found: "\n".join(job_line(job) for job in found["jobs"]) or "no jobs",
+    )
+
+
+@jobs.command()
+@_NUMBER
+@click.pass_obj
+def show(session: Session, number: int) -> None:
+    """Show all there is to know of a job."""
+    from cli.job_render import job_text
+
+    ways = Ways(session)
+    answer = ways.call(lambda client: client.get(f"/v1/jobs/{number}", QUESTION_TIMEOUT_S))
+    ways.show(answer, job_text)
+
+
+@jobs.command()
+@_NUMBER
+@click.pass_obj
+def log(session: Session, number: int) -> None:
+    """Show what a job has told, and what it failed at."""
+    from cli.render import plain
+
+    ways = Ways(session)
+    after = 0
+    while True:
+        asked = urlencode({"after": after, "limit": _LOG_PAGE})
+        url = f"/v1/jobs/{number}/log?{asked}"
+        page = _page(ways, url)
+        for event in page["events"]:
+            words = [event.get("event"), event.get("destination"), event.get("message")]
+            line = "  ".join(plain(word) for word in words if word)
+            text = f"{event.get('timestamp', ''):<27} {line}"
+            click.echo(json.dumps(event) if ways.as_json else text)
+        if not page["events"]:
+            return
+        after = page["after"]
+
+
+def _page(ways: Ways, url: str) -> Answer:
+    return ways.call(lambda client: client.get(url, _CALL_TIMEOUT_S))
+
+
+def _want(session: Session, number: int, word: str) -> None:
+    ways = Ways(session)
+    _print(ways, ways.post(f"/v1/jobs/{number}/want", {"wanted": word}, _CALL_TIMEOUT_S))
+
+
+@jobs.command()
+@_NUMBER
+@click.pass_obj
+def pause(session: Session, number: int) -> None:
+    """Stop a job until it is resumed; what is done stays done."""
+    _want(session, number, "pause")
+
+
+@jobs.command()
+@_NUMBER
+@click.pass_obj
+def resume(session: Session, number: int) -> None:
+    """Let a paused job go on."""
+    _want(session, number, "run")
+
+
+@jobs.command()
+@_NUMBER
+@click.pass_obj
+def cancel(session: Session, number: int) -> None:
+    """End a job within a second; what is done stays done."""
+    _want(session, number, "cancel")
+
+
+@jobs.command()
+@_NUMBER
+@click.pass_obj
+def retry(session: Session, number: int) -> None:
+    """Try again what a job failed at."""
+    ways = Ways(session)
+    _print(ways, ways.post(f"/v1/jobs/{number}/retry", {}, _CALL_TIMEOUT_S))
+
+
+@jobs.command()
+@_NUMBER
+@click.option("--timeout", "timeout_s", type=float, help="Seconds. Default: as long as it takes.")
+@click.pass_obj
+def wait(session: Session, number: int, timeout_s: float | None) -> None:
+    """Return when a job has ended, with its exit code."""
+    from cli.job_render import job_text
+    from cli.job_watch import ENDED
+
+    ways = Ways(session)
+    limit = None if timeout_s is None else time.monotonic() + timeout_s
+    url = f"/v1/jobs/{number}"
+    while (job := ways.call(lambda client: client.get(url, QUESTION_TIMEOUT_S)))[
+        "state"
+    ] not in ENDED:
+        if limit is not None and time.monotonic() >= limit:
+            click.echo(f"orbit-ctl: job {number} has not ended in {timeout_s:g} s", err=True)
+            raise SystemExit(EXIT_TIMEOUT)
+        time.sleep(_POLL_S)
+    ways.show(job, job_text)
+    code = {"done": 0, "partly": 1}.get(job["state"], 2)
+    raise SystemExit(job["report"].get("exit_code", code))
+
+
+@jobs.command()
+@_NUMBER
+@click.pass_obj
+def remove(session: Session, number: int) -> None:
+    """Forget a job that has ended, or a schedule."""
+    ways = Ways(session)
+    answer = ways.call(lambda client: client.delete(f"/v1/jobs/{number}", _CALL_TIMEOUT_S))
+    _print(ways, answer)
+
+
+COMMANDS: Final = (copy, sync, backup, restore, verify, jobs)
