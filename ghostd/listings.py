@@ -20,13 +20,13 @@ import trio
 from blockstore.errors import OrbitError
 from ghostd.errors import StaleHandle
 from ghostd.inodes import FLAG_LOCAL, Inode, LookupCounts
-from ghostd.projection import Projection
+from ghostd.projection import Projection, show_as_was
 from ghostd.remote_names import local_name
 from ghostd.remote_rows import DirRow, VersionRow
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
 from syncer.remotes.errors import Missing, RemoteError, Unreachable, Unsupported
-from syncer.remotes.remote import Entry, Exact, Kind, Page
+from syncer.remotes.remote import Entry, Kind, Page
 
 log = structlog.get_logger(__name__)
 
@@ -511,7 +511,7 @@ class Listings:
             projection=projection.row.id,
         )
         if exact is not None:
-            self._show_as_was(inode, exact)
+            show_as_was(tree, inode, exact)
         if entry.atime_ns is not None:
             inode.atime_ns = entry.atime_ns
         if is_dir:
@@ -521,21 +521,6 @@ class Listings:
             inode.size = inode.base_end = entry.size
             tree.remote.versions.set(inode.ino, _version_row(entry))
         return inode
-
-    def _show_as_was(self, inode: Inode, exact: Exact) -> None:
-        """What a snapshot has of a file, and no other remote."""
-        tree = self._tree
-        if exact.ctime_ns is not None:
-            inode.ctime_ns = exact.ctime_ns
-        if exact.btime_ns is not None:
-            inode.btime_ns = exact.btime_ns
-        inode.base_holes = exact.holes
-        for name, value in exact.xattrs.items():
-            tree.set_xattr(inode, name, value)
-        if exact.link and not inode.is_dir:
-            tree.remote.links.set((inode.projection, exact.link), inode.ino)
-            # Names that are not known yet count, too: who meets the first one looks for more.
-            inode.nlink = max(1, exact.nlink)
 
     def _linked(self, projection: Projection, entry: Entry) -> Inode | None:
         """The inode that another name of the same file has already."""

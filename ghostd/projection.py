@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from blockstore.errors import OrbitError
+from ghostd.inodes import Inode
 from ghostd.remote_rows import ProjectionRow
 from ghostd.snapshot_remote import SnapshotRemote
-from syncer.remotes.remote import Entry, Remote
+from ghostd.tree import Tree
+from syncer.remotes.remote import Entry, Exact, Remote
 
 _CONFLICTS_MAX: Final = 1_000
 # Options of the projection itself; all others are the remote's.
@@ -87,3 +89,18 @@ class Projection:
         """A file was changed here and at the remote; the one here is kept."""
         if len(self.conflicts) < _CONFLICTS_MAX:
             self.conflicts.add(ino)
+
+
+def show_as_was(tree: Tree, inode: Inode, exact: Exact) -> None:
+    """Give a new inode what a snapshot has of it, and no other remote."""
+    if exact.ctime_ns is not None:
+        inode.ctime_ns = exact.ctime_ns
+    if exact.btime_ns is not None:
+        inode.btime_ns = exact.btime_ns
+    inode.base_holes = exact.holes
+    for name, value in exact.xattrs.items():
+        tree.set_xattr(inode, name, value)
+    if exact.link and not inode.is_dir:
+        tree.remote.links.set((inode.projection, exact.link), inode.ino)
+        # Names that are not known yet count, too: who meets the first one looks for more.
+        inode.nlink = max(1, exact.nlink)

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 import structlog
@@ -21,7 +21,7 @@ from ghostd.errors import (
     NotFound,
 )
 from ghostd.inodes import ROOT_INO, Inode
-from ghostd.projection import OWN_OPTIONS, Projection
+from ghostd.projection import OWN_OPTIONS, Projection, show_as_was
 from ghostd.remote_rows import DirRow, ProjectionRow, VersionRow
 from ghostd.remover import Remover
 from ghostd.tree import Tree
@@ -178,6 +178,9 @@ class Projections:
             now_ns=now if entry.mtime_ns is None else entry.mtime_ns,
         )
         root.projection = root.ino
+        if entry.as_was is not None:
+            # A projection has one name, whatever the file had.
+            show_as_was(tree, root, replace(entry.as_was, link=b""))
         row = ProjectionRow(
             id=root.ino,
             url=remote.url,

@@ -82,6 +82,8 @@ def some_tree(root: Path) -> None:
     os.setxattr(root / "deep", "user.colour", b"blue")
     os.setxattr(root / "large", "user.much", os.urandom(30_000))
     os.chmod(root / "third", 0o4751)
+    os.setxattr(root, "user.top", b"of all")
+    os.chmod(root, 0o2750)
     os.utime(root / "large", ns=(1_234_567_890_123_456_789, 987_654_321_000_000_001))
     if os.geteuid() == 0:
         os.mknod(root / "device", 0o660 | stat.S_IFBLK, os.makedev(7, 200))
@@ -215,6 +217,10 @@ def test_a_clone_is_written_into_and_the_snapshot_stays(own):
     own.restart()
     assert image(clone) == changed
     assert image(shown) == before
+    # One file of a snapshot can be projected, too.
+    own.client.post("/v1/project", {"url": "snapshot:one/third", "path": "/alone"}, 10.0)
+    assert (own.mount / "alone").read_bytes() == (shown / "third").read_bytes()
+    assert os.lstat(own.mount / "alone").st_nlink == 1
     # Nothing was fetched into the cache: it was all here.
     assert own.client.get("/v1/stats", 10.0)["counters"]["cache_put_blocks"] == 0
     own.check_clean(data=True)
@@ -222,7 +228,8 @@ def test_a_clone_is_written_into_and_the_snapshot_stays(own):
     remove(own, "one", force=True)
     own.client.post("/v1/collect", {"waste_max": 0.0}, 60.0)
     assert (clone / "new").read_bytes() == b"new"
-    own.client.post("/v1/unproject", {"path": "/clone", "force": True}, 60.0)
+    for path in ("/clone", "/alone"):
+        own.client.post("/v1/unproject", {"path": path, "force": True}, 60.0)
     own.check_clean(data=True)
     own.expect_quiet("request failed", "could not be listed")
 
