@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from cli.jobs import COMMANDS as JOB_COMMANDS
 from cli.projections import COMMANDS
 from cli.snapshots import snapshot
 from orbit_socket import default_socket
@@ -41,6 +42,8 @@ Exit codes:
   3  no daemon listens on the socket
   4  check: something is damaged
   5  no answer, or no result, in time; also from a remote
+copy, sync, backup, restore and verify end as their job does: 0 done, 1 partly, 2 nothing done,
+3 data did not verify.
 130  a warm-up or pin was stopped with Ctrl-C
 """
 
@@ -189,7 +192,7 @@ def stop(session: Session, *, no_wait: bool, timeout_s: float) -> None:
     session.run(call, render)
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, *JOB_COMMANDS):
     main.add_command(command)
 main.add_command(snapshot)
 
