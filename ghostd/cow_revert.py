@@ -21,7 +21,8 @@ from ghostd.inodes import FLAG_LOCAL, Inode
 from ghostd.listings import Listings
 from ghostd.projection import Projection
 from ghostd.projection_facade import Reverted
-from ghostd.remote_names import local_name
+from ghostd.push_gone import forget_gone
+from ghostd.remote_names import local_name, remote_name
 from ghostd.tree import Tree
 from ghostd.tree_walk import SLICE
 from ghostd.writeback import Writeback
@@ -121,6 +122,9 @@ class Reverter:
         """What the remote has under this name is shown again, once the directory is listed."""
         if self._tree.remote.hidden.get((directory.ino, name)):
             self._tree.remote.hidden.set((directory.ino, name), None)
+        row, named = self._tree.remote.dirs.get(directory.ino), remote_name(name)
+        if row is not None and named is not None:
+            forget_gone(self._tree, directory.projection, row.key + named.name)
         self._expire(directory, run)
 
     def _expire(self, directory: Inode, run: _Run) -> None:

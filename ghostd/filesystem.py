@@ -36,6 +36,7 @@ from ghostd.errors import (
 from ghostd.filemap import SIZE_MAX
 from ghostd.inodes import FLAG_LOCAL, FLAG_XATTRS, ROOT_INO, Inode
 from ghostd.orbit_xattrs import PREFIX
+from ghostd.push_gone import note_gone
 from ghostd.reader import Reader
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
@@ -114,7 +115,13 @@ class Filesystem:
         now_ns: Callable[[], int] = _kernel_now_ns,
         takes_changes: Callable[[int], bool] = lambda _: False,
         orbit_xattr: Callable[[Inode, bytes], bytes | None] = lambda *_: None,
+        changed: Callable[[Inode], None] = lambda _: None,
+        closed: Callable[[Inode], None] = lambda _: None,
     ) -> None:
+        """`changed` is told of every change in a projection, before it is made.
+
+        `closed`: nobody has such a changed file open any more.
+        """
         self.tree = tree
         self.writeback = writeback
         self.reader = reader
@@ -122,6 +129,8 @@ class Filesystem:
         self._now_ns = now_ns
         self._takes_changes = takes_changes  # of a projection
         self._orbit_xattr = orbit_xattr
+        self._changed = changed
+        self._closed = closed
 
     # --- projections ---------------------------------------------------------------------------
 
@@ -134,11 +143,19 @@ class Filesystem:
         if inode.projection:
             self._check_writable(inode)
             inode.flags |= FLAG_LOCAL
+            self._changed(inode)
 
-    def _hide(self, directory: Inode, name: bytes) -> None:
+    def _hide(self, directory: Inode, name: bytes, inode: Inode) -> None:
         """What the remote has under this name is not shown any more."""
         if directory.projection and self.tree.remote.dirs.get(directory.ino) is not None:
+            self._replaced(directory, name, inode)
             self.tree.remote.hidden.set((directory.ino, name), True)
+
+    def _replaced(self, directory: Inode, name: bytes, inode: Inode) -> None:
+        """The name leads elsewhere now; a push must know what it led to."""
+        if directory.projection:
+            note_gone(self.tree, directory, name, inode)
+            self._changed(inode)
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -303,7 +320,7 @@ class Filesystem:
             raise IsADirectory
         self._check_removable(directory, inode)
         now = self._now_ns()
-        self._hide(directory, name)
+        self._hide(directory, name, inode)
         self.tree.drop_name(parent, name)
         self._entries_changed(directory, now, entries=-1, subdirectories=0)
         self._name_lost(inode, now)
@@ -345,7 +362,7 @@ class Filesystem:
         if inode.children:
             raise DirectoryNotEmpty
         now = self._now_ns()
-        self._hide(directory, name)
+        self._hide(directory, name, inode)
         self.tree.drop_name(parent, name)
         self._entries_changed(directory, now, entries=-1, subdirectories=-1)
         self._name_lost(inode, now)
@@ -381,6 +398,7 @@ class Filesystem:
             return
         if other is not inode:
             self._check_replaceable(inode, other)
+            self._replaced(target_dir, new_name, other)
             self._move(inode, source, target, cookie=found[0])
             now = inode.ctime_ns
             self._entries_changed(
@@ -422,7 +440,7 @@ class Filesystem:
         now = self._now_ns()
         subdirectories = 1 if inode.is_dir else 0
         self._change(inode)
-        self._hide(source.directory, source.name)
+        self._hide(source.directory, source.name, inode)
         self.tree.drop_name(source.directory.ino, source.name)
         # A replaced name keeps its place in listings, so that one under way shows it once.
         self.tree.set_name(target.directory.ino, target.name, inode.ino, cookie)
@@ -438,6 +456,7 @@ class Filesystem:
         for (directory, name), newcomer in ((source, other), (target, inode)):
             found = self.tree.find(directory.ino, name)
             assert found is not None
+            self._replaced(directory, name, other if newcomer is inode else inode)
             self._change(newcomer)
             self.tree.set_name(directory.ino, name, newcomer.ino, found[0])
             if newcomer.is_dir:
@@ -524,6 +543,8 @@ class Filesystem:
         inode.opens -= 1
         if inode.opens == 0:
             self.reader.closed(ino)
+            if inode.flags & FLAG_LOCAL:
+                self._closed(inode)
         self._reap(inode)
 
     async def read(self, ino: int, offset: int, size: int) -> bytes | memoryview:

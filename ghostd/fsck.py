@@ -149,7 +149,9 @@ _SQL_CHECKS = (
            UNION ALL SELECT 'link', l.ino FROM snapshot_links l LEFT JOIN inodes i USING(ino)
            WHERE i.ino IS NULL
            UNION ALL SELECT 'hidden names', h.parent FROM hidden h LEFT JOIN inodes i
-           ON i.ino = h.parent WHERE i.ino IS NULL""",
+           ON i.ino = h.parent WHERE i.ino IS NULL
+           UNION ALL SELECT 'what is gone', g.projection FROM gone g LEFT JOIN inodes i
+           ON i.ino = g.projection WHERE i.ino IS NULL""",
         "{0} of {1}, which is gone",
     ),
     _SqlCheck(

@@ -28,7 +28,7 @@ from ghostd.inodes import INODE_COLUMNS, ROOT_INO, InodeRow
 from ghostd.remote_rows import RemoteChanges, write_remote
 from ghostd.snapshots_rows import note_changes, tracks
 
-FORMAT = 3
+FORMAT = 4
 FILE_NAME = "namespace.db"
 COOKIE_FIRST = 16  # lower ones are "." and ".."
 
@@ -454,14 +454,16 @@ def _script(name: str) -> str:
 
 
 def _upgrade(connection: apsw.Connection, found: int) -> None:
-    """From format 1, which knew no projections, or 2, which knew no snapshots."""
+    """From format 1 (no projections), 2 (no snapshots) or 3 (no push)."""
     with transaction(connection):
         if found < 2:
             _add_columns(connection, "projection", "base", "base_end")
             connection.execute(_script("schema_remote.sql")).fetchall()
-        _add_columns(connection, "base_holes")
-        connection.execute(_script("schema_snapshots.sql")).fetchall()
-        connection.execute("INSERT INTO meta VALUES('tracking', 0)").fetchall()
+        if found < 3:
+            _add_columns(connection, "base_holes")
+            connection.execute(_script("schema_snapshots.sql")).fetchall()
+            connection.execute("INSERT INTO meta VALUES('tracking', 0)").fetchall()
+        connection.execute(_script("schema_push.sql")).fetchall()
         connection.execute("UPDATE meta SET value = ? WHERE key = 'format'", (FORMAT,)).fetchall()
 
 
@@ -473,7 +475,7 @@ def _add_columns(connection: apsw.Connection, *names: str) -> None:
 
 
 def _create(connection: apsw.Connection) -> None:
-    scripts = ("schema.sql", "schema_remote.sql", "schema_snapshots.sql")
+    scripts = ("schema.sql", "schema_remote.sql", "schema_snapshots.sql", "schema_push.sql")
     schema = "".join(map(_script, scripts))
     now = time.time_ns()
     root = (

@@ -19,6 +19,7 @@ from syncer.remotes.remote import Version
 PART_BLOCKS: Final = 64  # block ids in one row
 ID_BYTES: Final = 32
 NEVER: Final = bytes(ID_BYTES)  # no block of that number has been fetched
+UNKNOWN: Final = -1  # the size of a version that was not noted
 
 Query = Callable[[str, tuple[Any, ...]], list[tuple[Any, ...]]]
 
@@ -38,8 +39,8 @@ class ProjectionRow(NamedTuple):
 
     @property
     def writable(self) -> bool:
-        """Changes are taken, and stay here."""
-        return self.mode == "cow"
+        """Changes are taken: they stay here (cow), or are sent back by themselves (rw)."""
+        return self.mode in {"cow", "rw"}
 
     def option(self, name: str, default: str = "") -> str:
         """One of the options."""
@@ -68,6 +69,22 @@ class VersionRow(NamedTuple):
         return Version(self.size, self.etag, self.mtime_ns)
 
 
+class GoneRow(NamedTuple):
+    """What the remote has and is not shown any more."""
+
+    parent: int  # inode of the directory that showed it; may be gone, too
+    name: bytes
+    size: int  # UNKNOWN: no version was noted
+    etag: str
+    mtime_ns: int
+    target: bytes | None  # symlinks
+
+    @property
+    def version(self) -> Version | None:
+        """The version that was seen."""
+        return None if self.size == UNKNOWN else Version(self.size, self.etag, self.mtime_ns)
+
+
 @dataclass(slots=True)
 class RemoteChanges:
     """What one epoch changed, ready for the database."""
@@ -79,6 +96,7 @@ class RemoteChanges:
     blocks: list[tuple[tuple[int, int], bytes | None]] = field(default_factory=list)
     hidden: list[tuple[tuple[int, bytes], bool | None]] = field(default_factory=list)
     links: list[tuple[tuple[int, bytes], int | None]] = field(default_factory=list)
+    gone: list[tuple[tuple[int, bytes], GoneRow | None]] = field(default_factory=list)
 
 
 class RemoteRows:
@@ -105,6 +123,14 @@ class RemoteRows:
         self.blocks: Staged[tuple[int, int], bytes] = Staged(self._load_blocks)
         self.hidden: Staged[tuple[int, bytes], bool] = Staged(self._load_hidden)
         self.links: Staged[tuple[int, bytes], int] = Staged(self._load_link)
+        self.gone: Staged[tuple[int, bytes], GoneRow] = Staged(
+            lambda key: self._one(
+                GoneRow,
+                "SELECT parent, name, size, etag, mtime_ns, target FROM gone"
+                " WHERE projection = ? AND key = ?",
+                key,
+            )
+        )
         self._staged: tuple[Staged[Any, Any], ...] = (
             self.projections,
             self.dirs,
@@ -112,6 +138,7 @@ class RemoteRows:
             self.blocks,
             self.hidden,
             self.links,
+            self.gone,
         )
 
     def _one(self, kind: Any, sql: str, values: tuple[Any, ...]) -> Any:
@@ -245,6 +272,12 @@ _STATEMENTS: Final = (
         "REPLACE INTO snapshot_links VALUES(?, ?, ?)",
         lambda key, ino: (*key, ino),
     ),
+    (
+        "gone",
+        "DELETE FROM gone WHERE projection = ? AND key = ?",
+        "REPLACE INTO gone VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
+        lambda key, row: (*key, *row),
+    ),
 )
 
 _OF_INODE: Final = (
@@ -266,6 +299,9 @@ def write_remote(connection: apsw.Connection, changes: RemoteChanges) -> None:
             connection.executemany(delete, gone).fetchall()
         if kept:
             connection.executemany(put, kept).fetchall()
+    removed = [(number,) for number, row in changes.projections if row is None]
+    if removed:
+        connection.executemany("DELETE FROM gone WHERE projection = ?", removed).fetchall()
     # Last: an inode may have got rows and died in one epoch.
     if changes.dead:
         dead = [(ino,) for ino in changes.dead]

@@ -1,4 +1,4 @@
-"""Namespaces of older formats are upgraded: 1 knew no projections, 2 no snapshots."""
+"""Namespaces of older formats are upgraded: 1 knew no projections, 2 no snapshots, 3 no push."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ ADDED = {
         ("places", "linked"),
         ("tracking",),
     ),
+    4: (("gone",), (), ("changed_here",), ()),
 }
 
 
-@pytest.mark.parametrize("before", [1, 2])
+@pytest.mark.parametrize("before", [1, 2, 3])
 @jumping
 async def test_a_namespace_of_an_older_format_is_upgraded_and_loses_nothing(
     tmp_path: Path, before: int

@@ -1,0 +1,15 @@
+-- namespace.db: what sending local changes back needs (docs/projections.md). Created with format 4.
+
+CREATE TABLE gone(                    -- what a remote has, and a projection has deleted, moved or replaced
+    projection INTEGER NOT NULL,
+    key        BLOB NOT NULL,         -- from the remote's root; a directory's ends in /
+    parent     INTEGER NOT NULL,      -- inode of the directory that showed it; may be gone, too
+    name       BLOB NOT NULL,         -- its name there
+    size       INTEGER NOT NULL,      -- of the version that was seen; -1: not known
+    etag       TEXT NOT NULL,
+    mtime_ns   INTEGER NOT NULL,
+    target     BLOB,                  -- symlinks: where to
+    PRIMARY KEY(projection, key)
+) WITHOUT ROWID;
+
+CREATE INDEX changed_here ON inodes(projection, ino) WHERE flags & 2;
