@@ -279,6 +279,8 @@ class _Walk:
             await self._hand_over()
         finally:
             self._scratch.close()
+            if self._bulk is not None:
+                await self._bulk.close()
 
     async def _run(self, root: Visit) -> None:
         failure: Exception | None = None

@@ -77,7 +77,7 @@ def file(data: bytes = b"x", mtime_s: int = 0) -> Item:
 
 
 @given(TREES, TREES, OPTIONS, st.sampled_from([Verb.SYNC, Verb.COPY]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_destination_becomes_what_the_model_says(
     source: Item, target: Item, options: Options, verb: Verb
 ) -> None:
@@ -96,7 +96,7 @@ def test_the_destination_becomes_what_the_model_says(
 
 
 @given(TREES, TREES, OPTIONS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_the_filters_leave_out_is_not_touched(
     source: Item, target: Item, options: Options
 ) -> None:
@@ -115,7 +115,7 @@ def test_what_the_filters_leave_out_is_not_touched(
 
 
 @given(TREES, TREES, st.booleans(), st.booleans(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_nothing_is_deleted_below_what_could_not_be_listed(
     source: Item, target: Item, of_source: bool, gone: bool, data: st.DataObject
 ) -> None:
@@ -165,7 +165,7 @@ def test_nothing_is_deleted_below_what_could_not_be_listed(
 
 
 @given(TREES, TREES, OPTIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_likewise_between_folders(source: Item, target: Item, options: Options) -> None:
     async def check(folder: bytes) -> None:
         roots = [os.path.join(folder, name) for name in (b"source", b"target")]

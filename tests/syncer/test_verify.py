@@ -68,7 +68,7 @@ def expected(one: Item, other: Item, *, metadata: bool) -> dict[bytes, What]:
 
 
 @given(TREES, TREES, st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_difference_is_found(one: Item, other: Item, metadata: bool) -> None:
     async def check() -> None:
         verified, told = await compared(model.make(one), model.make(other), metadata=metadata)

@@ -13,6 +13,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from syncer import walk_local
 from syncer.diff import rules_of
 from syncer.filters import Filters
 from syncer.local_tree import LocalTree
@@ -25,6 +26,7 @@ from syncer.steps import Step, StepKind
 from syncer.tree import Features, Node, NodeKind, PageSink, Tree
 from syncer.walk import Enter, Equal, Event, Leave, Pair, Problem, Side, walk
 from syncer.walk_scratch import Links, Names, Queue, Scratch
+from syncer.walk_twin import Looked, Twin
 from tests.syncer import model
 from tests.syncer.model import DIRECTORY, FILE, TREES, Item, paths
 
@@ -73,7 +75,7 @@ def check_order(events: Sequence[Event]) -> None:
 
 
 @given(TREES, TREES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_every_name_is_told_once(source: Item, target: Item) -> None:
     async def check() -> None:
         events = await walked(tree_on(model.make(source)), tree_on(model.make(target)))
@@ -96,7 +98,7 @@ def test_every_name_is_told_once(source: Item, target: Item) -> None:
 
 
 @given(TREES, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_listing_may_fail(source: Item, data: st.DataObject) -> None:
     """A directory that fails is told as such, and the others as if nothing had been."""
     folders = sorted(p for p, item in paths(source) if p and item.kind is DIRECTORY)
@@ -449,10 +451,41 @@ def test_links_are_remembered(links: list[tuple[int, int]], limit: int) -> None:
 # ---- both local ----
 
 
-@given(TREES, TREES)
-@settings(max_examples=40, deadline=None)
-def test_quick_and_slow_walks_find_the_same(source: Item, target: Item) -> None:
-    """What the quick one only counts, the slow one tells as equal pairs."""
+async def found_by(trees: Sequence[LocalTree], *, quick: bool) -> list[Event]:
+    rules = rules_of(Verb.SYNC, MIRROR, trees[0].features, trees[1].features)
+    found: list[Event] = []
+
+    async def sink(some: Sequence[Event]) -> None:
+        await trio.lowlevel.checkpoint()
+        found.extend(some)
+
+    await walk(trees[0], trees[1], MIRROR, rules, NO_FILTERS, sink, quick=quick)
+    return found
+
+
+def check_alike(slow: Sequence[Event], fast: Sequence[Event]) -> int:
+    """What the quick walk only counts, the slow one tells as equal pairs. Returns how many."""
+    counted = sum(event.files for event in fast if isinstance(event, Equal))
+    told = {event.path for event in fast if isinstance(event, Pair)}
+    rest = [e for e in slow if isinstance(e, Pair) and e.path not in told]
+    assert len(rest) == counted
+    for pair in rest:
+        assert pair.source is not None
+        assert pair.destination is not None
+        assert pair.source[2:5] == pair.destination[2:5]
+    assert told <= {event.path for event in slow if isinstance(event, Pair)}
+    entered = [
+        [e.directory.path for e in events if isinstance(e, Enter)] for events in (slow, fast)
+    ]
+    assert entered[0] == entered[1]
+    return counted
+
+
+@pytest.mark.parametrize("twin_from", [1, 1_000])
+@given(source=TREES, target=TREES)
+@settings(max_examples=25, deadline=None)
+def test_quick_and_slow_walks_find_the_same(twin_from: int, source: Item, target: Item) -> None:
+    """With the help of another process, and without."""
 
     async def check(folder: bytes) -> None:
         roots = [os.path.join(folder, name) for name in (b"source", b"target")]
@@ -460,29 +493,61 @@ def test_quick_and_slow_walks_find_the_same(source: Item, target: Item) -> None:
             os.mkdir(root)
             model.lay(root, item)
         trees = [await LocalTree.open(root, durable=False) for root in roots]
-        rules = rules_of(Verb.SYNC, MIRROR, trees[0].features, trees[1].features)
-        found: list[list[Event]] = [[], []]
-        for quick in (False, True):
-
-            async def sink(some: Sequence[Event], into: list[Event] = found[quick]) -> None:
-                await trio.lowlevel.checkpoint()
-                into.extend(some)
-
-            await walk(*trees, MIRROR, rules, NO_FILTERS, sink, quick=quick)
-        slow, fast = found
-        counted = sum(event.files for event in fast if isinstance(event, Equal))
-        told = {event.path for event in fast if isinstance(event, Pair)}
-        rest = [e for e in slow if isinstance(e, Pair) and e.path not in told]
-        assert len(rest) == counted
-        for pair in rest:
-            assert pair.source is not None
-            assert pair.destination is not None
-            assert pair.source[2:5] == pair.destination[2:5]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(walk_local, "_TWIN_VISITS_MIN", twin_from)
+            fast = await found_by(trees, quick=True)
+        check_alike(await found_by(trees, quick=False), fast)
         for each in trees:
             await each.close()
 
     with tempfile.TemporaryDirectory() as folder:
         trio.run(check, os.fsencode(folder))
+
+
+@pytest.mark.parametrize("dies_at", [None, "start", "ask", "answer"])
+async def test_the_twin_may_die_at_any_time(
+    roots: tuple[Path, Path], dies_at: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for root in roots:
+        for number in range(70):
+            folder = root / f"d{number}"
+            folder.mkdir()
+            for name in ("f", "g\udcff"):
+                (folder / name).write_bytes(b"x")
+                os.utime(folder / name, (1, 1))
+    (roots[0] / "d5" / "f").write_bytes(b"longer")
+    (roots[1] / "d6" / "more").write_bytes(b"x")
+    calls = 0
+    twins: list[Twin] = []
+
+    class Dying(Twin):
+        def __init__(self, limit: int) -> None:
+            if dies_at == "start":
+                raise OSError("no more processes")
+            super().__init__(limit)
+            twins.append(self)
+
+        def ask(self, handle: int) -> None:
+            self._count("ask")
+            super().ask(handle)
+
+        def answer(self) -> Looked | None:
+            self._count("answer")
+            return super().answer()
+
+        def _count(self, what: str) -> None:
+            nonlocal calls
+            calls += what == dies_at
+            if calls == 20:
+                self._process.kill()
+                self._process.wait()
+
+    monkeypatch.setattr(walk_local, "Twin", Dying)
+    trees = [await local(root) for root in roots]
+    fast = await found_by(trees, quick=True)
+    assert check_alike(await found_by(trees, quick=False), fast) == 139
+    assert len(twins) == (dies_at != "start")
+    assert all(twin._process.returncode is not None for twin in twins)
 
 
 async def test_errors_of_local_directories_are_told(roots: tuple[Path, Path]) -> None:
