@@ -11,6 +11,7 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -205,9 +206,10 @@ async def _open(
         case LocationKind.LOCAL:
             tree = await _open_local(location, context, options)
         case LocationKind.REMOTE:
-            from syncer.remote_tree import RemoteTree
+            from syncer.rooted_tree import RootedTree
 
-            tree = RemoteTree(await context.open_remote(location.place))
+            remote = await context.open_remote(location.place)
+            tree = RootedTree(remote, partial(make_folder, location.place, context))
         case _:
             return await _open_snapshot(location, context, stack)
     stack.push_async_callback(_shielded, tree.close)

@@ -10,11 +10,15 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncer.context import Context
+from syncer.context import Context, _Shared
 from syncer.ends import open_ends, open_tree
 from syncer.local_tree import LocalTree
 from syncer.location import Location, LocationKind, absolute, parse, split
+from syncer.remotes.bridge import Bridge
 from syncer.remotes.errors import BadUrl, Missing, Unsupported
+from syncer.tree import ROOT, Metadata
+from tests.remotes.kinds import Content, machinery
+from tests.servers.openssh import openssh
 
 HOME = b"/home/anna"
 
@@ -201,6 +205,31 @@ async def test_ends_that_do_not_fit(tmp_path: Path, context: Context) -> None:
         with pytest.raises(error, match=says):
             async with open_ends(source, destination, context):
                 raise AssertionError
+
+
+async def test_folders_of_a_server_are_made_when_they_are_written_into(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    bridge = Bridge()
+    bridge.start()
+    with openssh() as sshd:
+        shared = _Shared(machinery=machinery(bridge, sshd.home))
+        context = Context(state=tmp_path / "state", cache=tmp_path / "cache", _shared=shared)
+
+        def there(path: str) -> Location:
+            return parse(f"{sshd.url(tmp_path)}/{path}", b"/")
+
+        async with open_ends(at(tmp_path / "folder"), there("new/one"), context) as ends:
+            assert not (tmp_path / "new").exists()
+            await ends.destination.mkdir(ROOT, Metadata())
+        for written, name in (("new/two/", b"a"), ("new/three/b", b"b")):
+            async with open_ends(at(tmp_path / "a"), there(written), context) as ends:
+                assert (ends.file, ends.file_as) == (b"a", name)
+                await ends.destination.write(ends.file_as, Content(b"y"), Metadata())
+    bridge.stop()
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("new/*/*"))
+    assert found == ["new/three/b", "new/two/a"]
+    assert (tmp_path / "new" / "one").is_dir()
 
 
 async def test_errors_of_the_body_come_out_as_they_are(tmp_path: Path, context: Context) -> None:
