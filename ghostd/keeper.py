@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import apsw
@@ -21,12 +21,13 @@ from ghostd import fsck
 from ghostd.copies import take_copy
 from ghostd.facade import CheckItem, CheckReport, CollectReport, printable_path
 from ghostd.namespace import FILE_NAME, Namespace, chunk_roots, translated
-from ghostd.snapshots_roots import SnapshotRoots, check_snapshots
+from ghostd.snapshots_roots import check_snapshots, chunks_of
 from ghostd.snapshots_rows import drop_unreached, suspect, trust, unreached
 from ghostd.threads import Threads
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
 from syncer.catalogue import Listing, Snapshot, SnapshotFolder
+from syncer.snapshot_check import ObjectWalk
 
 SNAPSHOTS_FOLDER = "snapshots"  # of the state folder: their records
 _COPIES_KEPT = 3  # as many root records as the store keeps
@@ -205,10 +206,10 @@ class Keeper:
     ) -> tuple[StoreReport, list[list[int]]]:
         """The report, and the directories whose tree objects no snapshot reaches any more."""
         try:
-            with SnapshotRoots(self.store) as roots:
-                live = itertools.chain(_as_ids(chunk_roots(snapshot)), roots.chunks(records))
+            with closing(ObjectWalk(self.store)) as walk:
+                live = itertools.chain(_as_ids(chunk_roots(snapshot)), chunks_of(walk, records))
                 report = self.store.collect(live, dry_run=dry_run, waste_max=waste_max)
-                return report, list(unreached(snapshot, roots.reached))
+                return report, list(unreached(snapshot, walk.reached))
         except apsw.Error as error:
             raise translated(error, self._namespace.path) from error
 
@@ -239,7 +240,8 @@ class Keeper:
             lost = set(self.store.damaged())
             for result in stored:
                 lost.update(ChunkId(chunk) for chunk in result.damaged)
-            findings.append(check_snapshots(self.store, records, lost))
+            with closing(ObjectWalk(self.store)) as walk:
+                findings.append(check_snapshots(self.store, walk, records, lost))
             missing = any(f.problems for f in findings if f.name == fsck.CHUNKS_STORED)
             damaged: list[bytes] = []
             if lost or missing:

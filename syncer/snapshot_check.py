@@ -52,13 +52,18 @@ class _Seen:
         self._scratch.execute("INSERT OR IGNORE INTO seen VALUES (?)", (name,)).fetchall()
         return self._scratch.changes() > 0
 
+    def has(self, name: bytes) -> bool:
+        """Tell whether an id was met."""
+        found = self._scratch.execute("SELECT 1 FROM seen WHERE id = ?", (name,)).fetchone()
+        return found is not None
+
     def close(self) -> None:
         """Forget all."""
         self._scratch.close()
 
 
-class _Walk:
-    """Visits the objects below roots, each once, some at a time."""
+class ObjectWalk:
+    """Visits the objects below roots, each once, some at a time. Close it."""
 
     def __init__(self, store: ChunkStore) -> None:
         self._store = store
@@ -72,12 +77,19 @@ class _Walk:
         An object is passed on before what it names. Raises what the store and the decoders raise,
         unless `on_problem` is set.
         """
-        with contextlib.closing(self._seen):
-            for root, tokens in roots:
-                self._add(_ROOT, root)
-                if tokens is not None:
-                    self._add(_TOKENS, tokens)
-                yield from self._run()
+        for root, tokens in roots:
+            self._add(_ROOT, root)
+            if tokens is not None:
+                self._add(_TOKENS, tokens)
+            yield from self._run()
+
+    def reached(self, ids: Iterable[bytes]) -> set[bytes]:
+        """Return those that were met as directories: all that lies below them was met, too."""
+        return {name for name in ids if self._seen.has(bytes([_DIRECTORY]) + name)}
+
+    def close(self) -> None:
+        """Forget what was met."""
+        self._seen.close()
 
     def _add(self, kind: int, name: ChunkId) -> None:
         # The kind is part of what was seen: a chunk could be a file's content and an object.
@@ -168,7 +180,8 @@ def live_chunks(
     `roots`: (root, token object) of each snapshot. Ids may repeat. Raises OrbitError when anything
     cannot be read: a collection must not go on with a part.
     """
-    yield from _Walk(store).chunks(roots)
+    with contextlib.closing(ObjectWalk(store)) as walk:
+        yield from walk.chunks(roots)
 
 
 @dataclass(slots=True)
@@ -206,10 +219,10 @@ def snapshot_check(
         else:
             report.more = report.more or name not in report.problems
 
-    walk = _Walk(store)
+    walk = ObjectWalk(store)
     walk.on_problem = problem
     read = _Seen()
-    with contextlib.closing(read):
+    with contextlib.closing(walk), contextlib.closing(read):
         for batch in walk.chunks(roots):
             report.chunks += len(batch)
             wanted = [name for name in batch if read.new(name)]
