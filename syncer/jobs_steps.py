@@ -162,7 +162,11 @@ class StepBook:
                     self._cursors[known] = (encoded[at][0], -1)
 
     def drop_waiting(self) -> None:
-        """See HeldJob.drop_plan. Nothing may be taken, everything is written."""
+        """See HeldJob.drop_plan. Nothing may be taken, everything is written.
+
+        In portions; if a crash cuts it short, the plan is incomplete and dropped again, and the
+        sums are right after that.
+        """
         while True:
             with self._changing(False) as connection:
                 rows = run(

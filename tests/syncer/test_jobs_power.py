@@ -79,7 +79,11 @@ def look(jobs: Jobs, promises: Promises) -> None:
         assert len(rows) == promises.planned
         assert jobs.list()[0].planned
     counts = {state: sum(1 for _, each in rows if each == state) for _, state in rows}
-    assert dict(tallies) == counts
+    if promises.planned:
+        assert dict(tallies) == counts
+    else:  # dropping a plan, which is done in portions, may have been cut: it is dropped again
+        assert all(dict(tallies).get(state, 0) >= count for state, count in counts.items())
+        assert dict(tallies).get(StepState.DONE, 0) == counts.get(StepState.DONE, 0)
     if moved:
         assert moved == [(len(done),)]
     assert sequences[0] == (sequences[1] or 0)
