@@ -157,3 +157,20 @@ def job_text(job: Answer) -> str:
     elif job["progress"]:
         lines += [f"  {line}" for line in progress_lines(job["progress"])]
     return "\n".join(lines)
+
+
+def audit_line(record: Answer) -> str:
+    """One record of the audit trail."""
+    moved = f"  {size(record['bytes'])}" if record["bytes"] else ""
+    where = record["destination"] or record["source"]
+    line = f"{record['event']:<16} {record['outcome']}  {where}{moved}"
+    return f"{record['timestamp']}  job {record['job']}  {plain(line)}"
+
+
+def audit_report(report: Answer) -> str:
+    """Whether the audit trail is whole."""
+    torn = f", {report['torn']} cut by crashes and marked so" if report["torn"] else ""
+    text = f"{report['records']} records are right{torn}"
+    if report["problem"] is not None:
+        text += f"\nBROKEN: {plain(report['problem']['message'])}"
+    return text

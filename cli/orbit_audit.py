@@ -19,15 +19,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a 
 
 
 def _moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    import datetime as dt
+    from cli import units
 
-    if value is None:
-        return None
     try:
-        moment = dt.datetime.fromisoformat(value)
+        return None if value is None else units.parse_moment(value)
     except ValueError as error:
-        raise click.BadParameter(f"{value!r}: write 2026-01-31 or 2026-01-31T12:00") from error
-    return int(moment.astimezone().timestamp() * 10**9)
+        raise click.BadParameter(str(error)) from error
 
 
 def _filtered(function: Any) -> Any:
@@ -59,17 +56,12 @@ def verify(session: Session, *, as_json: bool) -> None:
     """Look whether every record is there and unchanged (exit code 3 if not)."""
     from dataclasses import asdict
 
+    from cli.job_render import audit_report
     from syncer.audit_verify import verify
 
-    report = session.guarded(lambda: verify(session.audit_folder))
-    if as_json:
-        click.echo(json.dumps(asdict(report)))
-    else:
-        torn = f", {report.torn} cut by crashes and marked so" if report.torn else ""
-        click.echo(f"{report.records} records are right{torn}")
-        if report.problem is not None:
-            click.echo(f"BROKEN: {report.problem.message}", err=True)
-    if report.problem is not None:
+    report = asdict(session.guarded(lambda: verify(session.audit_folder)))
+    click.echo(json.dumps(report) if as_json else audit_report(report))
+    if report["problem"] is not None:
         raise SystemExit(EXIT_BROKEN)
 
 
@@ -79,18 +71,12 @@ def verify(session: Session, *, as_json: bool) -> None:
 @click.pass_obj
 def show(session: Session, /, *, as_json: bool, **given: Any) -> None:
     """Show records, oldest first."""
-    from cli.render import plain, size
+    from cli.job_render import audit_line
     from syncer.audit_verify import show
 
     def tell() -> None:
         for fields in show(session.audit_folder, _wanted(given)):
-            if as_json:
-                click.echo(json.dumps(fields))
-                continue
-            moved = f"  {size(fields['bytes'])}" if fields["bytes"] else ""
-            where = fields["destination"] or fields["source"]
-            line = f"{fields['event']:<16} {fields['outcome']}  {where}{moved}"
-            click.echo(f"{fields['timestamp']}  job {fields['job']}  {plain(line)}")
+            click.echo(json.dumps(fields) if as_json else audit_line(fields))
 
     session.guarded(tell)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from cli.audit import audit
 from cli.jobs import COMMANDS as JOB_COMMANDS
 from cli.projections import COMMANDS
 from cli.snapshots import snapshot
@@ -195,6 +196,7 @@ def stop(session: Session, *, no_wait: bool, timeout_s: float) -> None:
 for command in (*COMMANDS, *JOB_COMMANDS):
     main.add_command(command)
 main.add_command(snapshot)
+main.add_command(audit)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import Final
 
@@ -25,3 +26,12 @@ def parse_bytes(text: str) -> int:
     if found is None:
         raise ValueError(f"{text!r}: write a size like 1M or 128K")
     return int(found[1]) * _BYTES[found[2].lower()]
+
+
+def parse_moment(text: str) -> int:
+    """Return the nanoseconds since 1970 of a local date or time. Raises ValueError."""
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: write 2026-01-31 or 2026-01-31T12:00") from error
+    return int(moment.astimezone().timestamp() * 10**9)

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from blockstore.errors import OrbitError
 from ghostd import facade
 from ghostd.api_gate import problem
+from ghostd.api_audit import add_audit
 from ghostd.api_jobs import add_jobs
 from ghostd.api_problems import answer_of
 from ghostd.api_projections import add_projections
@@ -88,6 +89,7 @@ def build_app(control: Control, nursery: trio.Nursery) -> FastAPI:
     add_projections(app, control)
     add_snapshots(app, control)
     add_jobs(app, control)
+    add_audit(app, control)
     _add_problems(app)
     return app
 

@@ -14,6 +14,7 @@ from ghostd.threads import Threads
 from syncer.jobs import Jobs
 
 DATABASE = "jobs.db"
+AUDIT = "audit"  # a folder of the state folder, as syncer.context has it
 
 
 class JobService:
@@ -32,7 +33,7 @@ class JobService:
         self._jobs = Jobs.open(state / DATABASE)
         self.door = DoorServer(store, tree, snapshots, InLoop(), mount)
         self.worker = JobWorker(self._jobs, state, mount, self.door, threads)
-        self.control = JobControl(self._jobs, self.worker.wake)
+        self.control = JobControl(self._jobs, self.worker.wake, state / AUDIT)
 
     async def run(self) -> None:
         """See JobWorker.run."""

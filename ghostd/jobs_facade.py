@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from syncer.job_states import JobState, Wanted
@@ -79,7 +80,9 @@ def _info(job: Job) -> JobInfo:
 class JobControl:
     """The daemon's jobs."""
 
-    def __init__(self, jobs: Jobs, wake: Callable[[], None]) -> None:
+    def __init__(self, jobs: Jobs, wake: Callable[[], None], audit_folder: Path) -> None:
+        """`audit_folder`: where the worker keeps the audit trail."""
+        self.audit_folder = audit_folder
         self._jobs = jobs
         self._wake = wake
 

@@ -78,6 +78,8 @@ def test_openapi_describes_every_call(client):
         "/v1/check",
         "/v1/collect",
         "/v1/stop",
+        "/v1/audit",
+        "/v1/audit/verify",
         "/v1/jobs",
         "/v1/jobs/{number}",
         "/v1/jobs/{number}/log",
