@@ -21,28 +21,16 @@ from syncer.local_root import (
     Spot,
     move,
     opened,
+    read_all,
     split,
     sync_directory,
 )
 from syncer.local_scan import remove_dead_parts
 from syncer.remotes.errors import Changed, Exists, Garbled, Missing, Unreachable, Unsupported
-from syncer.remotes.local import shown, system_error, system_errors
+from syncer.remotes.local import shown, system_errors
 from syncer.tree import FORMAT_OF_KIND, ROOT, Metadata, Node, NodeKind
 
 NOTHING: Final = Metadata()
-
-
-def read_all(handle: int, offset: int, length: int) -> bytes:
-    """Up to `length` bytes, fewer only at the file's end."""
-    data = os.pread(handle, length, offset)
-    if len(data) == length or not data:
-        return data
-    parts = [data]
-    while parts[-1] and length:  # the kernel gives 2 GiB at most
-        offset += len(parts[-1])
-        length -= len(parts[-1])
-        parts.append(os.pread(handle, length, offset))
-    return b"".join(parts)
 
 
 def check_old(spot: Spot, where: bytes, old: Node) -> None:
@@ -230,7 +218,7 @@ class LocalFiles:
                 with opened(name, OPEN_BELOW, folder) as handle:
                     removed = remove_dead_parts(handle, self._parts.boot)
                 if not removed:
-                    raise system_error(errno.ENOTEMPTY) from None
+                    raise linux.system_error(errno.ENOTEMPTY) from None
                 os.rmdir(name, dir_fd=folder)
 
     def rename(self, path: bytes, new_path: bytes) -> None:

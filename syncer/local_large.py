@@ -31,7 +31,7 @@ from syncer.local_root import Directories
 from syncer.local_tree import LocalTree
 from syncer.options import Options
 from syncer.remotes.errors import Changed, RemoteError
-from syncer.remotes.local import remote_error, shown, system_error, system_errors
+from syncer.remotes.local import remote_error, shown, system_errors
 from syncer.tree import Node
 
 PIECE_BYTES: Final = 64 << 20  # copied between two looks at whether it is cancelled
@@ -191,7 +191,7 @@ class _Hasher:
             while self.offset < stop:
                 data = os.pread(self._handle, min(_HASH_BYTES, stop - self.offset), self.offset)
                 if not data:
-                    raise system_error(errno.EIO)  # shorter than what was written
+                    raise linux.system_error(errno.EIO)  # shorter than what was written
                 self._hash.update(data)
                 self.offset += len(data)
             return self.offset >= end

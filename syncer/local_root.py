@@ -63,6 +63,19 @@ def sync_directory(handle: int) -> None:
             raise
 
 
+def read_all(handle: int, offset: int, length: int) -> bytes:
+    """Up to `length` bytes, fewer only at the file's end."""
+    data = os.pread(handle, length, offset)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    while parts[-1] and length:  # the kernel gives 2 GiB at most
+        offset += len(parts[-1])
+        length -= len(parts[-1])
+        parts.append(os.pread(handle, length, offset))
+    return b"".join(parts)
+
+
 def split(path: bytes) -> list[bytes]:
     """The names in a tree's path; empty for the root. Raises Unsupported for what is no path."""
     names = path.split(b"/") if path else []
@@ -75,9 +88,13 @@ def split(path: bytes) -> list[bytes]:
 class LocalRoot:
     """The folder, or file, at the root of a tree."""
 
-    def __init__(self, root: bytes) -> None:
-        """`root` is absolute. It may be a symlink, or lead through some: its owner chose it."""
+    def __init__(self, root: bytes, *, made_durable: bool = False) -> None:
+        """`root` is absolute. It may be a symlink, or lead through some: its owner chose it.
+
+        `made_durable`: directories that are made on the way are on the disk at once.
+        """
         self.root = root
+        self.made_durable = made_durable
 
     def path(self, path: bytes) -> bytes:
         """For messages."""
@@ -98,7 +115,7 @@ class LocalRoot:
         here = self.open()
         try:
             for name in names:
-                below = _open_below(here, name, make=make)
+                below = self.below(here, name, make=make)
                 os.close(here)
                 here = below
             yield here
@@ -116,17 +133,18 @@ class LocalRoot:
             with self.directory(names[:-1], make=make) as handle:
                 yield handle, names[-1]
 
-
-def _open_below(here: int, name: bytes, *, make: bool) -> int:
-    try:
+    def below(self, here: int, name: bytes, *, make: bool) -> int:
+        """The directory `name` in an open one; `make`: where it is missing. Raises OSError."""
+        try:
+            return os.open(name, OPEN_BELOW, dir_fd=here)
+        except FileNotFoundError:
+            if not make:
+                raise
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, dir_fd=here)
+            if self.made_durable:
+                sync_directory(here)
         return os.open(name, OPEN_BELOW, dir_fd=here)
-    except FileNotFoundError:
-        if not make:
-            raise
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, dir_fd=here)
-        sync_directory(here)
-    return os.open(name, OPEN_BELOW, dir_fd=here)
 
 
 class Directories:
@@ -153,7 +171,8 @@ class Directories:
         if name in {b"", b".", b".."} or b"\0" in name or path.startswith(b"/"):
             raise Unsupported(f"{path!r}: no file can be called {name!r}")
         if above.count(b"/") < _HANDLES_MAX // 2:
-            return self._keep(path, _open_below(self.at(above, make=make), name, make=make))
+            here = self.at(above, make=make)
+            return self._keep(path, self._root.below(here, name, make=make))
         # Deeper than what is kept open at a time, and than what recursion should be.
         with self._root.directory(split(path), make=make) as handle:
             return self._keep(path, os.dup(handle))

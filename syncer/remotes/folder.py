@@ -7,84 +7,38 @@ followed: whatever others do to the tree meanwhile, nothing outside the root is 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
-from syncer.remotes.errors import Changed, Exists, Garbled, Missing, Unreachable, Unsupported
+from syncer.linux import system_error
+from syncer.local_root import (
+    OPEN_FILE,
+    OPEN_NEW,
+    OPEN_PATH,
+    LocalRoot,
+    Spot,
+    move,
+    opened,
+    read_all,
+    sync_directory,
+)
+from syncer.remotes.errors import Changed, Exists, Garbled, Missing, Unsupported
 from syncer.remotes.keys import components
 from syncer.remotes.local import (
     entry_of,
     read_metadata,
     set_attributes,
     shown,
-    system_error,
     system_errors,
 )
 from syncer.remotes.remote import ROOT, Attributes, Entry, Kind, Version
 
 _PAGE_ENTRIES = 1000
 _TRIES = 3  # to read a file whole while somebody writes it
-_RENAME_NOREPLACE = 1
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_BELOW = _DIRECTORY | os.O_NOFOLLOW
-_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: what was a file when it was listed may be a pipe that nobody writes to.
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-Spot = tuple[int, bytes]  # an open directory and a name in it
-
-
-@contextlib.contextmanager
-def _opened(name: bytes, flags: int, folder: int | None = None) -> Iterator[int]:
-    handle = os.open(name, flags, dir_fd=folder)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _read_open(handle: int, offset: int, length: int) -> bytes:
-    """Up to `length` bytes, fewer only at the file's end."""
-    data = os.pread(handle, length, offset)
-    if len(data) == length or not data:
-        return data
-    parts = [data]
-    while parts[-1] and length:  # the kernel gives 2 GiB at most
-        offset += len(parts[-1])
-        length -= len(parts[-1])
-        parts.append(os.pread(handle, length, offset))
-    return b"".join(parts)
-
-
-def _move(old: Spot, new: Spot, *, replace: bool) -> None:
-    """Rename atomically; `replace`: over what is there."""
-    if replace:
-        os.rename(old[1], new[1], src_dir_fd=old[0], dst_dir_fd=new[0])
-        return
-    if _libc.renameat2(old[0], old[1], new[0], new[1], _RENAME_NOREPLACE) == 0:
-        return
-    number = ctypes.get_errno()
-    if number not in {errno.EINVAL, errno.ENOSYS}:
-        raise system_error(number)
-    # Network file systems know no such flag, but links, which never replace.
-    os.link(old[1], new[1], src_dir_fd=old[0], dst_dir_fd=new[0], follow_symlinks=False)
-    os.unlink(old[1], dir_fd=old[0])
-
-
-def _sync_directory(handle: int) -> None:
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems have no such thing
-            raise
 
 
 class Folder:
@@ -92,52 +46,26 @@ class Folder:
 
     def __init__(self, root: bytes) -> None:
         """`root` is absolute. It may be a symlink, or lead through some: its owner chose it."""
-        self._root = root
+        self._root = LocalRoot(root, made_durable=True)
 
     def path(self, key: bytes) -> bytes:
         """For messages."""
-        return self._root + b"/" + key if key else self._root
+        return self._root.path(key)
 
-    @contextlib.contextmanager
-    def _directory(self, names: list[bytes], *, make: bool = False) -> Iterator[int]:
+    def _directory(self, names: list[bytes]) -> AbstractContextManager[int]:
         """An open directory below the root."""
-        try:
-            here = os.open(self._root, _DIRECTORY)
-        except FileNotFoundError:
-            # Not Missing: as far as anybody knows, nothing below it has been deleted.
-            where = shown(self._root)
-            raise Unreachable(f"{where} is not there: is its disk mounted?") from None
-        try:
-            for name in names:
-                if make:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(name, dir_fd=here)
-                        _sync_directory(here)
-                below = os.open(name, _BELOW, dir_fd=here)
-                os.close(here)
-                here = below
-            yield here
-        finally:
-            os.close(here)
+        return self._root.directory(names)
 
-    @contextlib.contextmanager
-    def _spot(self, key: bytes, *, make: bool = False) -> Iterator[Spot]:
+    def _spot(self, key: bytes, *, make: bool = False) -> AbstractContextManager[Spot]:
         """Where `key` is or would be; `make`: with its parents."""
-        if key == ROOT:
-            folder, name = os.path.split(os.path.realpath(self._root))
-            with _opened(folder, _DIRECTORY) as handle:
-                yield handle, name or b"."
-        else:
-            names = components(key)
-            with self._directory(names[:-1], make=make) as handle:
-                yield handle, names[-1]
+        return self._root.spot(components(key), make=make)
 
     def stat(self, key: bytes) -> Entry:
         """See Remote."""
         with (
             system_errors(self.path(key)),
             self._spot(key) as (folder, name),
-            _opened(name, _PATH, folder) as handle,
+            opened(name, OPEN_PATH, folder) as handle,
         ):
             found = os.fstat(handle)
             kind = entry_of(key, found).kind
@@ -154,11 +82,11 @@ class Folder:
             with (
                 system_errors(self.path(key)),
                 self._spot(key) as (folder, name),
-                _opened(name, _FILE, folder) as handle,
+                opened(name, OPEN_FILE, folder) as handle,
             ):
                 if entry_of(key, os.fstat(handle)).version != version:
                     raise Changed(f"{where} is not the version that was listed")
-                data = _read_open(handle, offset, length)
+                data = read_all(handle, offset, length)
                 if entry_of(key, os.fstat(handle)).version != version:
                     raise Changed(f"{where} changed while it was read")
         except Missing:
@@ -171,15 +99,15 @@ class Folder:
         """See Remote."""
         where = shown(self.path(key))
         with system_errors(self.path(key)), self._spot(key) as (folder, name):
-            with _opened(name, _PATH, folder) as found:
+            with opened(name, OPEN_PATH, folder) as found:
                 if entry_of(key, os.fstat(found)).kind is not Kind.FILE:
                     raise Unsupported(f"{where} is no file")
-            with _opened(name, _FILE, folder) as handle:
+            with opened(name, OPEN_FILE, folder) as handle:
                 for _ in range(_TRIES):
                     entry = entry_of(key, os.fstat(handle), metadata=read_metadata(handle))
                     if entry.size > size_max:
                         raise Unsupported(f"{where} is larger than {size_max} bytes")
-                    data = _read_open(handle, 0, entry.size)
+                    data = read_all(handle, 0, entry.size)
                     after = entry_of(key, os.fstat(handle))
                     if after.version == entry.version and len(data) == entry.size:
                         return entry, data
@@ -202,16 +130,16 @@ class Folder:
     def rename(self, key: bytes, new_key: bytes, *, replace: bool) -> None:
         """See Remote."""
         if ROOT in {key, new_key}:
-            raise Unsupported(f"{shown(self._root)}: the root stays where it is")
+            raise Unsupported(f"{shown(self._root.root)}: the root stays where it is")
         slash = b"/" if key.endswith(b"/") else b""  # then the system insists on directories
         with system_errors(self.path(key)), self._spot(key) as (folder, name):
             os.stat(name + slash, dir_fd=folder, follow_symlinks=False)
             with system_errors(self.path(new_key)), self._spot(new_key) as (new_folder, new_name):
                 try:
-                    _move((folder, name), (new_folder, new_name), replace=replace)
+                    move((folder, name), (new_folder, new_name), replace=replace)
                 except (IsADirectoryError, NotADirectoryError):  # one of them is a directory
                     raise system_error(errno.EEXIST) from None
-                _sync_directory(new_folder)
+                sync_directory(new_folder)
 
     def delete(self, key: bytes) -> None:
         """See Remote."""
@@ -236,7 +164,7 @@ class Folder:
         with (
             system_errors(self.path(key)),
             self._spot(key) as (folder, name),
-            _opened(name, _PATH, folder) as handle,
+            opened(name, OPEN_PATH, folder) as handle,
         ):
             set_attributes(handle, attributes)
 
@@ -326,7 +254,7 @@ class Draft:
         temporary = b".orbit-%s.tmp" % secrets.token_hex(8).encode()
         # Not readable by more than it will be.
         mode = 0o666 if self._attributes.mode is None else 0o600
-        self._handle = os.open(temporary, _NEW, mode, dir_fd=self._spot[0])
+        self._handle = os.open(temporary, OPEN_NEW, mode, dir_fd=self._spot[0])
         self._temporary = temporary
         self._open.callback(os.close, self._handle)
         self._open.callback(self._remove)
@@ -352,11 +280,11 @@ class Draft:
                 self._check(if_version)
             folder = self._spot[0]
             try:
-                _move((folder, self._temporary), self._spot, replace=replace)
+                move((folder, self._temporary), self._spot, replace=replace)
             except IsADirectoryError:
                 raise Exists(f"{shown(self._path)} is a directory") from None
             self._published = True
-            _sync_directory(folder)
+            sync_directory(folder)
             return entry_of(self._key, os.fstat(self._handle), metadata=read_metadata(self._handle))
 
     def _check(self, version: Version) -> None:

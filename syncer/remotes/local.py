@@ -76,11 +76,6 @@ def system_errors(path: bytes) -> Iterator[None]:
         raise remote_error(path, error) from error
 
 
-def system_error(number: int) -> OSError:
-    """The system's error of this number."""
-    return OSError(number, os.strerror(number))
-
-
 def entry_of(
     key: bytes,
     found: os.stat_result,
