@@ -50,7 +50,7 @@ def add_audit(app: FastAPI, control: Control) -> None:
         return await call(verify)
 
     @app.get("/v1/audit", operation_id="audit")
-    async def audit(  # noqa: PLR0913  each is a query parameter
+    async def audit(
         job: int | None = None,
         since_ns: int | None = None,
         until_ns: int | None = None,

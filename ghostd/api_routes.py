@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 
 from blockstore.errors import OrbitError
 from ghostd import facade
-from ghostd.api_gate import problem
 from ghostd.api_audit import add_audit
+from ghostd.api_gate import problem
 from ghostd.api_jobs import add_jobs
 from ghostd.api_problems import answer_of
 from ghostd.api_projections import add_projections
