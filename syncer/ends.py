@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import trio
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from syncer.catalogue import Catalogue
     from syncer.chunks import ChunkStore
     from syncer.context import Context
+
+
+_AWAY_S: Final = 0.05  # a guess: how long a remote repository takes to answer
 
 
 @runtime_checkable
@@ -256,7 +259,13 @@ async def _open_snapshot(location: Location, context: Context, stack: AsyncExitS
             "or name it with --repo"
         )
     snapshot = select((await catalogue.list()).snapshots, location.snapshot)
-    tree = SnapshotTree(store, snapshot.root, label=str(location), at=location.path)
+    tree = SnapshotTree(
+        store,
+        snapshot.root,
+        label=str(location),
+        at=location.path,
+        round_trip_s=_AWAY_S if "://" in place else 0.0,
+    )
     try:
         await tree.stat(ROOT)
     except Missing:

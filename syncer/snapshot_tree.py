@@ -22,11 +22,18 @@ class SnapshotTree:
     """The tree below a root object, or below a path in it. Fulfils `Tree`."""
 
     def __init__(
-        self, store: ChunkStore, root: ChunkId, *, label: str = "snapshot", at: bytes = ROOT
+        self,
+        store: ChunkStore,
+        root: ChunkId,
+        *,
+        label: str = "snapshot",
+        at: bytes = ROOT,
+        round_trip_s: float = 0.0,
     ) -> None:
-        """`at`: the path that is the root here."""
+        """`at`: the path that is the root here. `round_trip_s`: to the store, if it is away."""
         self.reader = SnapshotReader(store, root)
         self._at = at
+        self._round_trip_s = round_trip_s
         self._label = label
         self._limiter = trio.CapacityLimiter(_THREADS)
 
@@ -47,8 +54,9 @@ class SnapshotTree:
             owner=True,
             xattrs=True,
             holes=True,
-            local=True,
+            local=not self._round_trip_s,
             chunked=True,
+            round_trip_s=self._round_trip_s,
         )
 
     def _path(self, path: bytes) -> bytes:
