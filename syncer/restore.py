@@ -44,6 +44,7 @@ SMALL_BYTES_MAX: Final = 4 << 20
 GROUP_BYTES: Final = 8 << 20  # of content in memory of each thread
 GROUP_FILES: Final = 512
 THREADS: Final = 3  # one waits for the disk while two decode
+THREADS_AWAY: Final = 8  # of a store that is away: 64 MiB of content at most
 DELTA_FROM_BYTES: Final = 1 << 20  # smaller old copies cost more to cut than to write anew
 _BUFFERS_MAX: Final = 512  # of one pwritev; the system takes 1,024
 
@@ -88,7 +89,8 @@ class RestoreMover:
         self._meter = meter
         self._cut = cut
         self._take = take
-        self._limiter = trio.CapacityLimiter(THREADS)
+        self._threads = THREADS if source.features.local else THREADS_AWAY
+        self._limiter = trio.CapacityLimiter(self._threads)
         self._mask = umask()
 
     async def move(self, taken: Sequence[TakenStep]) -> list[StepResult | None]:
@@ -129,7 +131,7 @@ class RestoreMover:
         groups = groups_of(numbered)
         try:
             async with trio.open_nursery() as nursery:
-                for _ in range(THREADS):
+                for _ in range(self._threads):
                     nursery.start_soon(self._groups, batch, groups)
             outcomes = await self._target.wait(batch.publish)
         finally:
@@ -290,7 +292,7 @@ class RestoreMover:
                 self._meter.bytes_done += size
 
         try:
-            await _together(work)
+            await _together(work, self._threads)
             publish = partial(
                 draft.publish, replace=False, durable=self._options.durable and self._target.durable
             )
@@ -355,8 +357,8 @@ class _Parts:
         return part
 
 
-async def _together(work: Callable[[], Awaitable[None]]) -> None:
-    """Run THREADS of it; raise the first error alone."""
+async def _together(work: Callable[[], Awaitable[None]], count: int) -> None:
+    """Run `count` of it; raise the first error alone."""
     errors: list[RemoteError] = []
 
     async def guarded() -> None:
@@ -367,7 +369,7 @@ async def _together(work: Callable[[], Awaitable[None]]) -> None:
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        for _ in range(THREADS):
+        for _ in range(count):
             nursery.start_soon(guarded)
     if errors:
         raise errors[0]
