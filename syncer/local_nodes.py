@@ -31,38 +31,39 @@ def is_root() -> bool:
     return os.geteuid() == 0
 
 
+class _Users(dict[int, str | None]):
+    """Names of users; None where there is none."""
+
+    def __missing__(self, uid: int) -> str | None:
+        name = None
+        with contextlib.suppress(KeyError):
+            name = pwd.getpwuid(uid).pw_name
+        if len(self) >= NAMES_MAX:
+            self.clear()
+        self[uid] = name
+        return name
+
+
+class _Groups(dict[int, str | None]):
+    """Names of groups, likewise."""
+
+    def __missing__(self, gid: int) -> str | None:
+        name = None
+        with contextlib.suppress(KeyError):
+            name = grp.getgrgid(gid).gr_name
+        if len(self) >= NAMES_MAX:
+            self.clear()
+        self[gid] = name
+        return name
+
+
 class Owners:
     """The names of users and groups, remembered. For any thread."""
 
     def __init__(self) -> None:
-        self._users: dict[int, str | None] = {}
-        self._groups: dict[int, str | None] = {}
-
-    def user(self, uid: int) -> str | None:
-        """The user's name, None where there is none."""
-        try:
-            return self._users[uid]
-        except KeyError:
-            if len(self._users) >= NAMES_MAX:
-                self._users.clear()
-            name = None
-            with contextlib.suppress(KeyError):
-                name = pwd.getpwuid(uid).pw_name
-            self._users[uid] = name
-            return name
-
-    def group(self, gid: int) -> str | None:
-        """The group's name, None where there is none."""
-        try:
-            return self._groups[gid]
-        except KeyError:
-            if len(self._groups) >= NAMES_MAX:
-                self._groups.clear()
-            name = None
-            with contextlib.suppress(KeyError):
-                name = grp.getgrgid(gid).gr_name
-            self._groups[gid] = name
-            return name
+        # Dictionaries that fill themselves: a method's call for each node would cost a tenth of it.
+        self.users = _Users()
+        self.groups = _Groups()
 
 
 def node_of(
@@ -70,7 +71,7 @@ def node_of(
 ) -> Node:
     """The node that `stat` found. Its token tells changes that put the old times back."""
     mode = found.st_mode
-    kind = KIND_OF_FORMAT[stat.S_IFMT(mode)]
+    kind = KIND_OF_FORMAT[mode & 0o170000]
     inode = found.st_ino
     regular = kind is NodeKind.FILE
     several = found.st_nlink > 1 and kind is not NodeKind.DIRECTORY
@@ -89,8 +90,8 @@ def node_of(
             target,
             found.st_rdev,
             found.st_blocks * BLOCK_BYTES if regular else None,
-            owners.user(found.st_uid),
-            owners.group(found.st_gid),
+            owners.users[found.st_uid],
+            owners.groups[found.st_gid],
             None,
             None,
             found.st_atime_ns,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -35,10 +36,11 @@ class Scanner:
     def nodes(self, handle: int, entries: Iterator[os.DirEntry[str]], limit: int) -> list[Node]:
         """The next nodes of an open directory, at most `limit`; parts are left out."""
         page: list[Node] = []
-        owners, encode, one = self.owners, os.fsencode, node_of
+        owners, one, encoding = self.owners, node_of, sys.getfilesystemencoding()
         for entry in entries:
             name = entry.name
-            if name.startswith(_PART_START) and is_part(encode(name)):
+            encoded = name.encode(encoding, "surrogateescape")
+            if name.startswith(_PART_START) and is_part(encoded):
                 continue
             try:
                 found = entry.stat(follow_symlinks=False)
@@ -47,8 +49,8 @@ class Scanner:
             target = None
             if stat.S_ISLNK(found.st_mode):
                 with contextlib.suppress(OSError):  # no symlink any more: its target is unknown
-                    target = os.readlink(encode(name), dir_fd=handle)
-            page.append(one(encode(name), found, owners, target))
+                    target = os.readlink(encoded, dir_fd=handle)
+            page.append(one(encoded, found, owners, target))
             if len(page) == limit:
                 break
         return page
