@@ -386,9 +386,9 @@ class _TreesJob:
             keep=self._keep if run.context.audited else None,
         )
 
-    def _how(self, method: Method) -> None:
+    def _how(self, method: Method, files: int) -> None:
         how = self._run.report.how
-        how[method.value] = how.get(method.value, 0) + 1
+        how[method.value] = how.get(method.value, 0) + files
 
     def _keep(self, results: Sequence[tuple[Step, StepResult]]) -> None:
         """Into the audit trail. Blocks; not for the trio thread."""

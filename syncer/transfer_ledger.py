@@ -116,12 +116,8 @@ class MemoryLedger:
                     return taken
                 heapq.heappop(heap)
                 sum_bytes += step.size
-                attempts, checkpoint = 0, None
-                if number in self._attempts:
-                    attempts = self._attempts[number]
-                if number in self._checkpoints:
-                    checkpoint = self._checkpoints[number]
-                taken.append(TakenStep(number, step, attempts, checkpoint))
+                attempts = self._attempts.get(number, 0)
+                taken.append(TakenStep(number, step, attempts, self._checkpoints.get(number)))
         if taken or self._next is None:
             return taken
         return self._next.next_steps(kinds, limit=limit, bytes_max=bytes_max)

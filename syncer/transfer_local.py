@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -53,9 +54,10 @@ class LocalMover:
         target: LocalTree,
         options: Options,
         meter: Meter,
-        how: Callable[[Method], None],
+        how: Callable[[Method, int], None],
     ) -> None:
         """`how` counts files by the way they were copied."""
+        self._ways: Counter[Method] = Counter()
         self._source = source
         self._target = target
         self._options = options
@@ -83,6 +85,9 @@ class LocalMover:
         seconds = (time.monotonic() - began) / len(items)
         for place, outcome, digest in zip(places, outcomes, digests, strict=True):
             results[place] = self._result(taken[place], outcome, digest, seconds)
+        for method, files in self._ways.items():
+            self._how(method, files)
+        self._ways.clear()
         return results
 
     def _fits(self, taken: TakenStep) -> bool:
@@ -103,7 +108,7 @@ class LocalMover:
             return StepResult(taken.number, StepState.FAILED, error=str(error))
         if self._options.verify and digest is None:
             return None  # it was removed: once more, alone
-        self._how(outcome.method)
+        self._ways[outcome.method] += 1
         self._meter.bytes_done += taken.step.size
         copied = 0 if outcome.method is Method.REFLINK else outcome.bytes_copied
         return StepResult(
@@ -175,7 +180,7 @@ class LocalSteps(Steps):
         target: LocalTree,
         options: Options,
         *,
-        how: Callable[[Method], None],
+        how: Callable[[Method, int], None],
         save: Callable[[int, bytes | None], None],
         classes: Classes,
         take: Pass | None = None,
@@ -229,7 +234,7 @@ class LocalSteps(Steps):
             take=self._waiting,
             moved=self._counting,
         )
-        self._how(outcome.method)
+        self._how(outcome.method, 1)
         copied = 0 if outcome.method is Method.REFLINK else outcome.bytes_copied
         saved = step.node.size - copied
         return StepResult(number, StepState.DONE, bytes_moved=copied, bytes_saved=saved)
@@ -264,7 +269,7 @@ class LocalSteps(Steps):
         built = await build(
             self._to, step.path, runs, node.size, read, await self.metadata(step), old=old
         )
-        self._how(built.method)
+        self._how(built.method, 1)
         if self._counting is not None:
             self._counting(node.size)
         return StepResult(

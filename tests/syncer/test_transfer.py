@@ -78,7 +78,7 @@ class Bench:
         steps = Steps(source or self.source, target or self.target, options)
         mover = None
         if batches:
-            mover = LocalMover(self.source, self.target, options, self.meter, lambda _: None)
+            mover = LocalMover(self.source, self.target, options, self.meter, lambda *_: None)
         return Transfer(
             steps, self.ledger, self.report, self.meter, Silence(), parallel=2, seed=1,
             mover=mover, **{"keep": self.notes.extend} | more,
