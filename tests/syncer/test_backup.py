@@ -325,6 +325,50 @@ async def test_a_large_directory_goes_through_a_scratch_database(
     await tree.close()
 
 
+async def test_more_hard_links_than_memory_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup_module, "_LINKS_MAX", 3)
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(20):
+        (source / f"a{number}").write_bytes(b"%d" % number)
+    for number in range(20):
+        os.link(source / f"a{number}", source / f"b{number}")
+    settle(source)
+    tree = await LocalTree.open(os.fsencode(source))
+    store = MemoryStore()
+    first, failures = await run(tree, store)
+    assert failures == []
+    assert first.progress.files_read == 20
+    await assert_same(tree, SnapshotTree(store, first.root))
+    second, _ = await run(tree, store, first)
+    assert second.previous == first.previous
+    assert second.progress.files_read == 0
+    await tree.close()
+
+
+async def test_a_cancelled_backup_ends(source: Path) -> None:
+    """In the middle of a file that never comes; another one works afterwards."""
+    tree = await LocalTree.open(os.fsencode(source))
+    store = MemoryStore()
+    whole, _ = await run(tree, store)
+    asked = trio.Event()
+
+    class Silent(SnapshotTree):
+        async def read(self, path: bytes, node: Node, offset: int, length: int) -> bytes:
+            asked.set()
+            await trio.sleep_forever()
+            raise AssertionError
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, Silent(store, whole.root), MemoryStore())
+        await asked.wait()
+        nursery.cancel_scope.cancel()
+    assert (await run(tree, store, whole))[0].root == whole.root
+    await tree.close()
+
+
 class Touchy(MemoryStore):
     """A store that lets something happen while a file is being read."""
 
@@ -538,6 +582,7 @@ async def test_power_cuts_leave_whole_snapshots(tmp_path: Path) -> None:
     total = whole.operations
     assert total > 40
     step = max(1, total // 25)
+    recorded = set()
     for number in range(1 + rng.randrange(step), total + 1, step):
         disk = SimDisk(number)
         disk.crash_at(number)
@@ -548,7 +593,9 @@ async def test_power_cuts_leave_whole_snapshots(tmp_path: Path) -> None:
         found = SnapshotFolder(records, after).list()
         assert found.damaged == []
         assert [each.name for each in found.snapshots][: len(done)] == done
+        recorded.add(len(found.snapshots))
         roots = [(each.root, each.tokens) for each in found.snapshots]
         report = snapshot_check(store, roots, data=True)
         assert report.ok, (number, report.problems)
         store.close()
+    assert recorded >= {0, 1}

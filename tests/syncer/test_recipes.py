@@ -160,7 +160,7 @@ def test_any_bytes(data: bytes) -> None:
         decode_recipe(data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(extent_lists(10), st.data())
 def test_damaged_objects(extents: list[Extent], data: st.DataObject) -> None:
     """Whatever is changed: an error of ours, or an object that makes sense."""

@@ -112,7 +112,7 @@ def test_any_bytes(data: bytes) -> None:
         decode_directory(data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(some_entries, children, st.data())
 def test_damaged_bytes(drawn: list[Entry], parts: list[Child], data: st.DataObject) -> None:
     whole = data.draw(
