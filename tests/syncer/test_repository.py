@@ -41,6 +41,7 @@ from syncer.snapshot_tree import SnapshotTree
 from syncer.tree import ROOT
 from tests.remotes.kinds import machinery
 from tests.servers.openssh import openssh
+from tests.servers.proxy import Proxy
 from tests.servers.seaweedfs import seaweedfs
 from tests.syncer.repositories import (
     SMALL,
@@ -409,7 +410,7 @@ def bridge() -> Iterator[Bridge]:
     bridge.stop()
 
 
-PATIENCE = RemotePolicy(deadline_s=2.0, attempt_timeout_s=1.0, backoff_s=0.05, breaker_after_s=60.0)
+PATIENCE = RemotePolicy(attempts_max=4, backoff_s=0.02, breaker_after_s=600.0)
 
 
 @pytest.fixture(params=["sftp", "s3"])
@@ -424,9 +425,16 @@ def served(request: pytest.FixtureRequest, tmp_path: Path, bridge: Bridge):
         else:
             server = stack.enter_context(seaweedfs())
             server.make_bucket("backups")
-            given = machinery(bridge, tmp_path, environment=server.environment, read_timeout_s=2.0)
+            proxy = stack.enter_context(Proxy(server.port))
+            way = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+            given = machinery(bridge, tmp_path, environment={**server.environment, **way})
             url = "s3://backups/of this machine"
-            away, back = server.freeze, server.thaw
+            back = proxy.heal
+
+            def away() -> None:
+                proxy.change(refuse=True)
+                proxy.reset_connections()
+
         context = Context(
             state=tmp_path / "state",
             cache=tmp_path / "cache",
