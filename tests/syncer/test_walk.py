@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -376,12 +378,38 @@ async def test_a_large_directory_does_not_fill_memory(monkeypatch: pytest.Monkey
     assert large_peak < small_peak + (1 << 20)  # a node has half a kilobyte
 
 
+_ALONE = """
+import resource, sys, trio
+from syncer.plan import make_plan
+from tests.syncer.test_walk import MIRROR, NO_FILTERS, synthetic
+
+async def main(entries, folders):
+    async def sink(steps):
+        await trio.lowlevel.checkpoint()
+
+    trees = [synthetic(entries, folders) for _ in range(2)]
+    plan = await make_plan(*trees, MIRROR, NO_FILTERS, sink)
+    print(plan.equal, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+trio.run(main, int(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(("entries", "folders"), [(1_000_000, 0), (1_000, 1_000)])
-async def test_a_million_entries_do_not_fill_memory(entries: int, folders: int) -> None:
-    plan, _, peak = await measured(synthetic(entries, folders), synthetic(entries, folders))
-    assert plan.equal == plan.files == 1_000_000
-    assert peak < 128 << 20
+def test_a_million_entries_do_not_fill_memory(entries: int, folders: int) -> None:
+    """In a process of its own, whose peak is that of the walk."""
+
+    def run(*numbers: int) -> tuple[int, int]:
+        command = [sys.executable, "-c", _ALONE, *map(str, numbers)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        equal, peak_kib = done.stdout.split()
+        return int(equal), int(peak_kib)
+
+    _, small_kib = run(1_000, 10)
+    equal, large_kib = run(entries, folders)
+    assert equal == 1_000_000
+    assert large_kib < small_kib + 48 * 1024
 
 
 async def test_many_directories_do_not_fill_memory() -> None:
