@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -66,12 +66,25 @@ def translated(error: OrbitError, path: bytes) -> RemoteError:
     return errors.Unreachable(f"/{shown}: {error}")
 
 
+class Side(Protocol):
+    """Answers requests of one kind."""
+
+    async def answer(self, head: Mapping[str, Any]) -> tuple[Head, bytes]:
+        """Do what a request asks for. Raises OrbitError."""
+
+
 class DoorTree:
     """Answers the tree requests of a worker."""
 
     def __init__(
-        self, filesystem: Filesystem, listings: Listings, invalidator: Invalidator
+        self,
+        filesystem: Filesystem,
+        listings: Listings,
+        invalidator: Invalidator,
+        push: Side | None = None,
     ) -> None:
+        """`push` answers those whose names begin with `push_`."""
+        self._push = push
         self._fs = filesystem
         self._tree = filesystem.tree
         self._listings = listings
@@ -103,6 +116,8 @@ class DoorTree:
                 case "flush":
                     await self._fs.sync()
                     return {}, b""
+                case str(op) if op.startswith("push_") and self._push is not None:
+                    return await self._push.answer(head)
                 case _:
                     await self._change(head, path)
                     await self._invalidator.told()

@@ -439,8 +439,8 @@ class Filesystem:
     def _move(self, inode: Inode, source: _Place, target: _Place, *, cookie: int) -> None:
         now = self._now_ns()
         subdirectories = 1 if inode.is_dir else 0
-        self._change(inode)
         self._hide(source.directory, source.name, inode)
+        self._change(inode)
         self.tree.drop_name(source.directory.ino, source.name)
         # A replaced name keeps its place in listings, so that one under way shows it once.
         self.tree.set_name(target.directory.ino, target.name, inode.ino, cookie)
@@ -453,10 +453,11 @@ class Filesystem:
 
     def _exchange(self, inode: Inode, source: _Place, other: Inode, target: _Place) -> None:
         now = self._now_ns()
+        self._replaced(source.directory, source.name, inode)
+        self._replaced(target.directory, target.name, other)
         for (directory, name), newcomer in ((source, other), (target, inode)):
             found = self.tree.find(directory.ino, name)
             assert found is not None
-            self._replaced(directory, name, other if newcomer is inode else inode)
             self._change(newcomer)
             self.tree.set_name(directory.ino, name, newcomer.ino, found[0])
             if newcomer.is_dir:

@@ -90,7 +90,9 @@ def standing(tree: Tree, projection: int, key: bytes) -> Standing:
         inode = tree.inode(found[1])
         local = bool(inode.flags & FLAG_LOCAL)
         if last:
-            return Standing.TAKEN if local else Standing.BACK
+            if not local:
+                return Standing.BACK
+            return Standing.TAKEN if inode.is_dir == is_dir else Standing.GONE
         row = tree.remote.dirs.get(inode.ino) if inode.is_dir else None
         if row is None or row.key != prefix:
             return Standing.GONE if local else Standing.BACK

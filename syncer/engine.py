@@ -34,6 +34,7 @@ VERBS: Final[dict[Verb, tuple[str, str]]] = {
     Verb.RESTORE: ("syncer.transfer_job", "run_trees"),
     Verb.BACKUP: ("syncer.transfer_backup", "run_backup"),
     Verb.VERIFY: ("syncer.transfer_verify", "run_verify"),
+    Verb.PUSH: ("syncer.push", "run_push"),
 }
 
 

@@ -97,6 +97,7 @@ class Options:
     tags: tuple[str, ...] = ()
     expires: str = ""  # a duration
     on_conflict: OnConflict = OnConflict.REFUSE
+    closed_only: bool = False  # push: what somebody has open waits for another time
 
     # NAME=VALUE, of the remotes that are opened; source.NAME and dest.NAME are one end's.
     remote_options: tuple[str, ...] = ()

@@ -116,7 +116,7 @@ class Side(Protocol):
         """Drop the local change at a path: show what the remote has."""
 
 
-# --- on the wire -----------------------------------------------------------------------------------
+# --- on the wire --------------------------------------------------------------------------------
 
 
 def version_to_wire(version: Version | None) -> list[Any] | None:

@@ -250,7 +250,7 @@ class _TreesJob:
         """Plan and copy at the same time, then finish."""
         async with AsyncExitStack() as stack:
             if self._options.bandwidth:
-                self._bandwidth = await stack.enter_async_context(_limited(self._options))
+                self._bandwidth = await stack.enter_async_context(limited(self._options))
             transfer = self._transfer()
             async with trio.open_nursery() as nursery:
                 if (earlier := self._earlier_plan()) is not None:
@@ -483,7 +483,7 @@ def _count_done(run: Run) -> None:
 
 
 @asynccontextmanager
-async def _limited(options: Options) -> AsyncIterator[Bandwidth]:
+async def limited(options: Options) -> AsyncIterator[Bandwidth]:
     """A bucket that follows its timetable."""
     from syncer.bandwidth import Bandwidth, follow, parse_timetable, rate_at
     from syncer.metered import metered
