@@ -58,5 +58,5 @@ def test_nothing_hides_the_mount(name):
 
 def test_the_users_unit_lets_fusermount_become_root():
     settings = (SYSTEMD / "ghostd@.service").read_text()
-    for key in ("NoNewPrivileges=", "SystemCallFilter=", "RestrictSUIDSGID=", "CapabilityBounding"):
+    for key in ("NoNewPrivileges=", "SystemCallFilter=", "LockPersonality=", "CapabilityBounding"):
         assert f"\n{key}" not in settings
