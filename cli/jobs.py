@@ -175,6 +175,18 @@ def verify(session: Session, /, **given: Any) -> None:
     _submit(session, "verify", given)
 
 
+@click.command(cls=VerbCommand)
+@verb_options("push")
+@_running
+@click.pass_obj
+def push(session: Session, /, **given: Any) -> None:
+    """Send what was changed here at and below PATH, in a projection, to its remote.
+
+    Files are replaced whole, and only where the remote still has the version that was seen here.
+    """
+    _submit(session, "push", given)
+
+
 # --- jobs ----------------------------------------------------------------------------------------
 
 _NUMBER = click.argument("number", type=int)
@@ -319,4 +331,4 @@ def remove(session: Session, number: int) -> None:
     _print(ways, answer)
 
 
-COMMANDS: Final = (copy, sync, backup, restore, verify, jobs)
+COMMANDS: Final = (copy, sync, backup, restore, verify, push, jobs)

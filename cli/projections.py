@@ -128,10 +128,10 @@ _DETACH = click.option("--detach", is_flag=True, help="Return at once; see `orbi
 @_PATH
 @click.option(
     "--mode",
-    type=click.Choice(["ro", "cow"]),
+    type=click.Choice(["ro", "cow", "rw"]),
     default="ro",
     show_default=True,
-    help="Read-only, or changes that stay here (see diff and revert).",
+    help="Read-only, or changes that stay here (see diff, revert, push), or are pushed.",
 )
 @click.option(
     "--ttl",

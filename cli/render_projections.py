@@ -64,6 +64,7 @@ class Shown:
                 f"    conflict {counted(each['conflicts'], 'file')} changed here and at the remote:"
                 " see orbit-ctl diff"
             )
+        lines += _pushed(each)
         return "\n".join(lines)
 
     def refresh(self, answer: Answer) -> str:
@@ -147,6 +148,17 @@ class Shown:
     def works(self, answer: Answer) -> str:
         """Return some lines for each work."""
         return "\n".join(map(self.work, answer["works"])) or "no works"
+
+
+def _pushed(each: Answer) -> list[str]:
+    """What is not at the remote yet, and why."""
+    lines = []
+    if each.get("unpushed"):
+        unpushed = counted(each["unpushed"], "change")
+        lines.append(f"    unpushed {unpushed}, {size(each['unpushed_bytes'])}")
+    if each.get("push_error"):
+        lines.append(f"    push     {plain(each['push_error'])}")
+    return lines
 
 
 def counted(count: int, one: str, many: str = "") -> str:

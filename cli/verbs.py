@@ -1,4 +1,4 @@
-"""The options of copy, sync, backup, restore and verify, shared by `orbit` and `orbit-ctl`.
+"""The options of copy, sync, backup, restore, verify and push, shared by `orbit` and `orbit-ctl`.
 
 They end up as the JSON of a job (`job_of`), which whoever runs it reads; nothing of that is
 imported here. The design's spelling works, too: `--source A --dest B` for the two places.
@@ -118,6 +118,7 @@ _PLACES: Final = (
     click.option("--source", help="SRC, spelled out."),
     click.option("--dest", "--destination", "destination", help="DST, spelled out."),
 )
+_PLACE: Final = (click.argument("places", metavar="PATH", callback=lambda _, __, value: (value,)),)
 _WHAT: Final = (
     click.option(
         "--archive", "-a", is_flag=True,
@@ -197,6 +198,13 @@ _SNAPSHOTS: Final = (
     click.option("--tag", "tags", multiple=True, help="May be given several times."),
     click.option("--expires", metavar="DURATION", help="It may be pruned after that."),
 )
+_PUSHED: Final = (
+    click.option(
+        "--on-conflict", type=click.Choice(["refuse", "ours", "theirs", "both"]),
+        help="Where the remote has changed meanwhile: leave it and say so (the default), replace"
+        " it, drop the local change, or push ours beside it as NAME.conflict-HOST-TIME.",
+    ),
+)  # fmt: skip
 _REMOTES: Final = (
     click.option(
         "--option", "remote_options", multiple=True, metavar="NAME=VALUE",
@@ -216,6 +224,7 @@ GROUPS: Final = {
     "backup": (_PLACES, _WHAT, _COMPARED[:1], _SNAPSHOTS, _MOVED, _REMOTES, _QUEUED),
     "restore": (_PLACES, _WHAT, _KEPT, _COMPARED, _SYNCED, _MOVED, _REMOTES, _QUEUED),
     "verify": (_PLACES, _WHAT, _KEPT, _COMPARED[1:], _MOVED[1:3], _REMOTES, _QUEUED),
+    "push": (_PLACE, _KEPT[:3], _PUSHED, _MOVED[1:3], _QUEUED),
 }
 _ARCHIVE: Final = ("modes", "times", "owners", "xattrs", "hard_links", "specials")
 # What is not an option of the job itself.

@@ -41,7 +41,7 @@ class ProjectCall(_Call):
 
     url: Annotated[str, Field(min_length=1, max_length=4_096)]
     path: Path
-    mode: Literal["ro", "cow"] = "ro"
+    mode: Literal["ro", "cow", "rw"] = "ro"
     ttl_s: Annotated[float, Field(ge=0, le=365 * 86_400)] = 60.0
     block_bytes: int = 1 << 20
     options: Annotated[dict[str, str], Field(max_length=100)] = {}

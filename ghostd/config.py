@@ -155,6 +155,12 @@ class RemotesConfig:
         low=0.0,
         high=600.0,
     )
+    push_delay_s: float = float_knob(
+        5.0,
+        "From a change in a projection of mode rw to its push, so that changes go together.",
+        low=0.05,
+        high=86_400.0,
+    )
     attempt_timeout_s: float = float_knob(
         15.0, "One request to a remote is given up after this.", low=0.5, high=600.0
     )

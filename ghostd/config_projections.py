@@ -28,7 +28,7 @@ PROJECTION_DOCS: Final = [
     "|---|---|---|",
     "| `url` | | what is projected; never with a password |",
     "| `path` | | where, from the root of the mount: `/photos` |",
-    '| `mode` | `"ro"` | `"ro"`, or `"cow"`: changes are taken and stay local |',
+    '| `mode` | `"ro"` | `"ro"`, `"cow"` (changes stay here) or `"rw"` (changes are pushed) |',
     '| `ttl` | `"60s"` | how old a listing may be: `"10s"`, `"5m"`, `"1h"`, `"7d"` |',
     '| `block_size` | `"1 MiB"` | what is fetched at a time: 128 KiB to 1 MiB |',
     "| `options` | | a table of the source's options, as text |",

@@ -30,7 +30,7 @@ class JobService:
         threads: Threads,
     ) -> None:
         """Raises FormatTooNew, JobsDamaged, StorageFull, StorageFailed."""
-        self._jobs = Jobs.open(state / DATABASE)
+        self.jobs = self._jobs = Jobs.open(state / DATABASE)
         self.door = DoorServer(store, tree, snapshots, InLoop(), mount)
         self.worker = JobWorker(self._jobs, state, mount, self.door, threads)
         self.control = JobControl(self._jobs, self.worker.wake, state / AUDIT)

@@ -29,6 +29,8 @@ from ghostd.cache_keeper import PinnedBlocks, keep_cache
 from ghostd.config import Config, load_config, show_config
 from ghostd.configured import reconcile
 from ghostd.control import DaemonControl, Pulse
+from ghostd.cow_diff import Differ
+from ghostd.cow_revert import Reverter
 from ghostd.door_tree import DoorTree
 from ghostd.facade import DaemonState
 from ghostd.fetch_plan import Limits
@@ -45,6 +47,9 @@ from ghostd.namespace import Namespace
 from ghostd.notify import Notifier
 from ghostd.projected import Projected, ProjectedOptions
 from ghostd.projection_control import ProjectionControl
+from ghostd.push_auto import AutoPush
+from ghostd.push_side import PushSide
+from ghostd.push_watch import PushWatch
 from ghostd.reader import Reader, ReadOptions
 from ghostd.remotes import Remotes
 from ghostd.snapshot_remote import SCHEME as SNAPSHOT_SCHEME
@@ -70,6 +75,7 @@ _PR_SET_IO_FLUSHER = 57
 
 _TICK_S = 0.25
 _STATUS_S = 10.0
+_PUSH_S = 10.0  # for what is still to be pushed when the daemon is stopped
 _GRACE_S = 2.0  # for requests under way when a mount in use is stopped
 
 
@@ -292,6 +298,7 @@ class Daemon:
             ReadOptions(config.read.read_ahead_bytes, config.read.deadline_s),
             projected.entangler,
         )
+        watch = PushWatch()
         filesystem = self._filesystem = Filesystem(
             tree,
             writeback,
@@ -299,6 +306,8 @@ class Daemon:
             groups_of=supplementary_groups,
             takes_changes=projected.projections.takes_changes,
             orbit_xattr=projected.xattr,
+            changed=watch.changed,
+            closed=watch.closed,
         )
         paths = AttachedPaths(tree, self._threads)
         shown = self._shown = ShownSnapshots(projected, paths, self._invalidator.name)
@@ -335,12 +344,22 @@ class Daemon:
             self._state,
             self._mount,
             store,
-            DoorTree(filesystem, projected.listings, self._invalidator),
+            DoorTree(
+                filesystem, projected.listings, self._invalidator, self._push_side(watch, paths)
+            ),
             snapshots,
             self._threads,
         )
         stack.callback(self._jobs.close)
         self._keeper.holds.append(lambda: self._jobs.door.holds)
+        self._auto_push = AutoPush(
+            self._jobs,
+            watch,
+            projected.projections,
+            paths,
+            self._mount,
+            config.remotes.push_delay_s,
+        )
         self._control = DaemonControl(
             mount=self._mount,
             folder=self._state,
@@ -358,6 +377,7 @@ class Daemon:
                 self._invalidator.name,
                 self._invalidator.told,
                 is_own=shown.is_shown,
+                pushing=self._auto_push.state,
             ),
             snapshots=SnapshotControl(snapshots, store, self._threads, self._invalidator.told),
             jobs=self._jobs.control,
@@ -365,6 +385,21 @@ class Daemon:
         self._api = ApiServer(self._control, self._socket)
         self._api.start()
         stack.callback(self._api.stop)
+
+    def _push_side(self, watch: PushWatch, paths: AttachedPaths) -> PushSide:
+        """What a push asks of the namespace."""
+        projected, tree = self._projected, self._tree
+        differ = Differ(tree, self._writeback, self._threads, projected.projections.get)
+        name = self._invalidator.name
+        return PushSide(
+            self._filesystem,
+            projected.projections,
+            projected.listings,
+            Reverter(tree, self._writeback, projected.listings, differ, name),
+            watch,
+            paths,
+            self._invalidator,
+        )
 
     async def _open_remote(self, url: str, options: Mapping[str, str]) -> Remote:
         """A remote by its URL; snapshots are found here."""
@@ -414,6 +449,7 @@ class Daemon:
             if self._disk.exists(self._state / SNAPSHOTS_FOLDER):
                 nursery.start_soon(self._shown.attach)
             nursery.start_soon(self._jobs.run)
+            nursery.start_soon(self._auto_push.run)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._copy_regularly)
             nursery.start_soon(self._get_ready)
@@ -511,6 +547,7 @@ class Daemon:
             await self._sync_kernel()
         except OrbitError as error:
             log.warning("the kernel could not hand over its dirty pages", error=str(error))
+        await self._auto_push.drain(_PUSH_S)
         if await trio.to_thread.run_sync(lambda: unmount(self._mount, lazy=False)):
             return
         log.warning("the mount is in use; it is detached, and open files see errors")

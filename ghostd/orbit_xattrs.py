@@ -22,6 +22,7 @@ URL: Final = PREFIX + b"url"  # of what is shown, in the remote's words
 ETAG: Final = PREFIX + b"etag"  # of files of remotes that have etags
 PINNED: Final = PREFIX + b"pinned"  # 0 or 1, of files
 DIRTY: Final = PREFIX + b"dirty"  # 0 or 1: made or changed here
+PUSHED: Final = PREFIX + b"pushed"  # 0 or 1: nothing of it has to be pushed; cow and rw
 _PARTS_MAX = 16  # of a file that are looked at; beyond, the answer is an estimate from these
 
 
@@ -35,6 +36,8 @@ def orbit_xattr(
     """
     if name == DIRTY:
         return b"1" if inode.flags & FLAG_LOCAL else b"0"
+    if name == PUSHED:
+        return (b"0" if inode.flags & FLAG_LOCAL else b"1") if projection.row.writable else None
     if name == URL:
         return _url(tree, projection, inode)
     if not inode.is_file:

@@ -36,6 +36,7 @@ from ghostd.projection_facade import (
     WorkProgress,
 )
 from ghostd.projections import Wanted
+from ghostd.push_auto import Pushing
 from ghostd.residency import ResidencyCount
 from ghostd.tree_walk import Walk, find_path, joined, parts_of
 from ghostd.warming import Works
@@ -66,12 +67,14 @@ class ProjectionControl:
         told: Callable[[], Awaitable[None]],
         *,
         is_own: Callable[[Projection], bool] = lambda _: False,
+        pushing: Callable[[int], Pushing] = lambda _: Pushing(),
     ) -> None:
         """`told` returns when the kernel shows what has been done to names.
 
         `is_own`: a projection is the daemon's own, and not listed.
         """
         self._told = told
+        self._pushing = pushing
         self._is_own = is_own
         self._loop = InLoop()
         self._projected = projected
@@ -169,6 +172,8 @@ class ProjectionControl:
         now_ns = time.time_ns()
         directory = self._tree.remote.dirs.get(row.id)
         listed_ns = 0 if directory is None else directory.listed_ns
+        unpushed, unpushed_bytes = self._projected.projections.unpushed(row.id)
+        pushing = self._pushing(row.id)
         return ProjectionInfo(
             url=row.url,
             path=path_to_text(path),
@@ -185,6 +190,10 @@ class ProjectionControl:
             cure=_CURES[state],
             left_out=projection.left_out,
             conflicts=len(projection.conflicts),
+            unpushed=unpushed,
+            unpushed_bytes=unpushed_bytes,
+            push_error=pushing.error,
+            pushed_age_s=max(0.0, time.time() - pushing.pushed_at) if pushing.pushed_at else None,
         )
 
     def project(self, wanted: Attach) -> ProjectionInfo:

@@ -28,7 +28,7 @@ class ProjectionInfo:
 
     url: str
     path: str
-    mode: str  # ro, cow
+    mode: str  # ro, cow, rw
     ttl_s: float
     block_bytes: int
     options: dict[str, str]
@@ -41,6 +41,10 @@ class ProjectionInfo:
     cure: str
     left_out: int  # entries of listings of this run that cannot be shown
     conflicts: int  # files changed here and at the remote
+    unpushed: int = 0  # files, directories and names changed here and not pushed
+    unpushed_bytes: int = 0  # of the files among them
+    push_error: str = ""  # rw: why the last push did not send everything; empty: it did
+    pushed_age_s: float | None = None  # rw: since the last push ended; None: none has
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,12 @@ from syncer.remotes.remote import ROOT, Capabilities, Entry, Kind, Remote
 
 log = structlog.get_logger(__name__)
 
-MODES: Final = ("ro", "cow")
+MODES: Final = ("ro", "cow", "rw")
 BLOCK_BYTES_MIN: Final = 128 << 10
 BLOCK_BYTES_MAX: Final = 1 << 20
 _FIRST_LOOK_S = 0.7  # `project` answers within a second, also when the remote does not
 _CLOSE_S = 5.0
+_COUNTED_MAX: Final = 10_000  # in a moment of the loop
 
 OpenRemote = Callable[[str, Mapping[str, str]], Awaitable[Remote]]
 
@@ -145,6 +146,7 @@ class Projections:
         async with self._lock:
             remote = await self._open_remote(wanted.url, _for_remote(wanted.options))
             try:
+                _check_writable(wanted, remote)
                 entry = await self._first_look(remote)
                 return await self._attach(wanted, remote, entry)
             except BaseException:
@@ -275,7 +277,8 @@ class Projections:
                 if changed:
                     raise LocalChanges(
                         f"{printable(path)} has {changed:,} local changes, which would be lost:"
-                        f" see orbit-ctl diff {printable(path)}; --force drops them"
+                        f" see orbit-ctl diff {printable(path)}; orbit-ctl push sends them to"
+                        " the remote, --force drops them"
                     )
             row = projection.row._replace(removing=1)
             del self._open[row.id]
@@ -301,6 +304,21 @@ class Projections:
         if inode.projection not in self._open or inode.ino != inode.projection:
             raise NoProjection(_no_projection(path))
         return directory, parts[-1], inode
+
+    def unpushed(self, projection: int) -> tuple[int, int]:
+        """Committed local changes as `changes` counts them, and bytes; no more than some 10,000."""
+        query = self._tree.namespace.query
+        names, size = query(
+            "SELECT count(*), coalesce(sum(size), 0) FROM (SELECT CASE WHEN (mode & 61440) = 32768"
+            " THEN size ELSE 0 END AS size FROM inodes"
+            " WHERE projection = ?1 AND flags & 2 AND nlink > 0 AND ino <> ?1 LIMIT ?2)",
+            (projection, _COUNTED_MAX),
+        )[0]
+        gone = query(
+            "SELECT count(*) FROM (SELECT 1 FROM gone WHERE projection = ? LIMIT ?)",
+            (projection, _COUNTED_MAX),
+        )[0][0]
+        return int(names + gone), int(size)
 
     def changes(self, projection: int) -> int:
         """How many committed local changes a projection has: files changed, names hidden."""
@@ -332,7 +350,7 @@ def _for_remote(options: Mapping[str, str]) -> dict[str, str]:
 
 def _check(wanted: Wanted) -> None:
     if wanted.mode not in MODES:
-        raise ProjectionRefused(f"mode {wanted.mode!r}: there are {' and '.join(MODES)}")
+        raise ProjectionRefused(f"mode {wanted.mode!r}: there are {', '.join(MODES)}")
     size = wanted.block_bytes
     if not BLOCK_BYTES_MIN <= size <= BLOCK_BYTES_MAX or size & (size - 1):
         raise ProjectionRefused("a block has 128, 256, 512 or 1024 KiB")
@@ -344,6 +362,15 @@ def _check(wanted: Wanted) -> None:
         raise ProjectionRefused("option owner: `remote`, or UID:GID as numbers")
     if wanted.options.get("metadata", "ask") not in {"ask", "list"}:
         raise ProjectionRefused("option metadata: `ask` (by name only), or `list`")
+
+
+def _check_writable(wanted: Wanted, remote: Remote) -> None:
+    can = remote.capabilities
+    if wanted.mode == "rw" and not can.write:
+        reason = can.write_reason or "it takes no changes"
+        raise ProjectionRefused(
+            f"{wanted.url} cannot be written: {reason}; with mode cow changes stay here"
+        )
 
 
 class _Broken:

@@ -20,9 +20,10 @@ from typing import Final
 
 import trio
 
-from syncer.door import Door
+from syncer.door import Door, DoorTree
 from syncer.engine import Run
 from syncer.events import Event, shown
+from syncer.guidance import check, refuse_errors
 from syncer.location import LocationKind, parse
 from syncer.options import OnConflict
 from syncer.push_changes import Change, Gone, LocalChanged, Opened, PushDoor, Side
@@ -35,6 +36,7 @@ from syncer.push_plan import (
     is_as_seen,
     is_state,
 )
+from syncer.remote_tree import RemoteTree
 from syncer.remotes.errors import (
     TRANSIENT,
     Changed,
@@ -82,6 +84,10 @@ async def run_push(run: Run) -> None:
     run.report.destination = opened.url
     remote = await context.open_remote(opened.url, opened.options)
     try:
+        if remote.capabilities.write:  # else it is said what the remote itself says
+            ends = DoorTree(context.door, b"").features, RemoteTree(remote).features
+            for each in refuse_errors(check(run.spec, *ends)):
+                run.notice(each.sentence)
         async with AsyncExitStack() as stack:
             take: Take | None = None
             if run.options.bandwidth:

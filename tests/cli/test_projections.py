@@ -46,7 +46,7 @@ def test_project_reads_its_options(ctl, control):
         (["--ttl", "soon"], "60s"),
         (["--block-size", "large"], "128K"),
         (["--option", "region"], "KEY=VALUE"),
-        (["--mode", "rw"], "cow"),
+        (["--mode", "write"], "cow"),
     ],
 )
 def test_project_refuses_what_makes_no_sense(ctl, control, more, word):
