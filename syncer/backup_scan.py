@@ -16,7 +16,7 @@ import trio
 from syncer.backup_previous import Known, PreviousDirectory, PreviousTree, as_it_was
 from syncer.local_tree import LocalTree
 from syncer.options import Options, Symlinks
-from syncer.remotes.errors import RemoteError
+from syncer.remotes.errors import OtherFileSystem, RemoteError
 from syncer.tree import Node, NodeKind, Page, Tree
 from syncer.walk_scratch import Names, Scratch
 
@@ -141,6 +141,8 @@ class Scan:
         found: list[Found] | _Sorter | RemoteError | None = self._ready.pop(folder.path)
         if found is None:
             found = await self._list(folder)
+        if isinstance(found, OtherFileSystem):
+            found = []  # kept as an empty directory
         if isinstance(found, RemoteError):
             raise found
         if isinstance(found, list):

@@ -14,7 +14,7 @@ from typing import Final
 from syncer.local_nodes import Owners, node_of
 from syncer.local_parts import is_dead, is_part, process_start
 from syncer.local_root import Directories, LocalRoot, split
-from syncer.remotes.errors import RemoteError, Unsupported
+from syncer.remotes.errors import OtherFileSystem, RemoteError, Unsupported
 from syncer.remotes.local import shown, system_errors
 from syncer.tree import Node
 
@@ -28,7 +28,7 @@ class Scanner:
     """Reads directories below a root. For any thread."""
 
     def __init__(self, root: LocalRoot, *, device: int | None = None) -> None:
-        """`device`: directories on any other are taken for empty."""
+        """`device`: directories on any other raise OtherFileSystem."""
         self._root = root
         self._device = device
         self.owners = Owners()
@@ -55,9 +55,10 @@ class Scanner:
                 break
         return page
 
-    def elsewhere(self, handle: int) -> bool:
-        """Whether an open directory is on another device than the one asked for."""
-        return self._device is not None and os.fstat(handle).st_dev != self._device
+    def check(self, handle: int) -> None:
+        """Raise OtherFileSystem for an open directory on another device than the one asked for."""
+        if self._device is not None and os.fstat(handle).st_dev != self._device:
+            raise OtherFileSystem("another file system is mounted here, and left out")
 
     def many(self, paths: Sequence[bytes], nodes_max: int) -> list[Listed]:
         """Each directory's nodes, or why not; None: more than `nodes_max` in it.
@@ -76,8 +77,7 @@ class Scanner:
     def _one(self, directories: Directories, path: bytes, nodes_max: int) -> list[Node] | None:
         with system_errors(self._root.path(path)):
             handle = directories.at(path)
-            if self.elsewhere(handle):
-                return []
+            self.check(handle)
             os.lseek(handle, 0, os.SEEK_SET)
             with os.scandir(handle) as entries:
                 nodes = self.nodes(handle, entries, nodes_max + 1)
@@ -111,8 +111,7 @@ class Listing:
                 except NotADirectoryError:
                     where = shown(self._root.path(self._path))
                     raise Unsupported(f"{where} is no directory") from None
-                if self._scanner.elsewhere(self._handle):
-                    return []
+                self._scanner.check(self._handle)
                 self._entries = self._open.enter_context(os.scandir(self._handle))
             return self._scanner.nodes(self._handle, self._entries, PAGE_NODES)
 

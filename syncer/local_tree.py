@@ -92,7 +92,7 @@ class LocalTree:
 
         `limiter`: of threads, shared by whoever gives the same one. `durable` false: nothing is
         brought to the disk before it gets its name; a power cut may then leave empty files.
-        `device`: directories on another one are listed as empty.
+        `device`: directories on another one raise OtherFileSystem.
         """
         assert root.startswith(b"/"), root
         self.root = LocalRoot(root.rstrip(b"/") or b"/")

@@ -31,7 +31,7 @@ from syncer.diff import Finding, Rules, step_kind
 from syncer.filter_patterns import FilterError
 from syncer.filters import Filters
 from syncer.options import Options, Symlinks
-from syncer.remotes.errors import Missing, RemoteError, Unsupported
+from syncer.remotes.errors import Missing, OtherFileSystem, RemoteError, Unsupported
 from syncer.tree import ROOT, Node, NodeKind, Page, Tree
 from syncer.walk_scratch import Names, Queue, Scratch
 
@@ -495,14 +495,7 @@ class _Walk:
             # It went while we walked: that makes it no error, and nothing that could be deleted.
             visit.destination_error = None
             directory = visit.directory = directory._replace(destination=None)
-        for side, error in (
-            (Side.SOURCE, visit.source_error),
-            (Side.DESTINATION, visit.destination_error),
-        ):
-            if error is not None:
-                if directory.path == ROOT:
-                    raise error
-                self._events.append(Problem(directory.path, side, error))
+        self._tell_errors(visit)
         self._events.append(Enter(directory))
         waiting = Queue(self._scratch)
         complete = visit.source_error is None and visit.destination_error is None
@@ -519,6 +512,21 @@ class _Walk:
             if names is not None:
                 names.clear()
         self._stack.append(_Frame(visit, waiting, complete=complete))
+
+    def _tell_errors(self, visit: Visit) -> None:
+        path = visit.directory.path
+        for side, error in (
+            (Side.SOURCE, visit.source_error),
+            (Side.DESTINATION, visit.destination_error),
+        ):
+            if error is None:
+                continue
+            if path == ROOT:
+                raise error
+            # Another file system is left out as was asked for: no problem, and nothing is deleted
+            # below what is not known.
+            if not isinstance(error, OtherFileSystem):
+                self._events.append(Problem(path, side, error))
 
     async def _read_ignore_files(self, visit: Visit) -> bool:
         """Let the filters know of the directory's ignore files; False: they cannot be read."""

@@ -195,9 +195,9 @@ class Bulk:
             system_errors(self._destination.root.path(path)),
         ):
             handle = targets.at(path)
-            if not self._destination.scanner.elsewhere(handle):
-                os.lseek(handle, 0, os.SEEK_SET)
-                asked.ask(path, handle)
+            self._destination.scanner.check(handle)
+            os.lseek(handle, 0, os.SEEK_SET)
+            asked.ask(path, handle)
 
     def _one(
         self, visit: Wanted, sources: Directories, targets: Directories, asked: _Asked
@@ -339,8 +339,7 @@ def _has_xattrs(handle: int, name: str) -> bool:
 
 def _names(scanner: Scanner, handle: int) -> Found | None:
     """What is in an open directory; None: too much."""
-    if scanner.elsewhere(handle):
-        return {}
+    scanner.check(handle)
     os.lseek(handle, 0, os.SEEK_SET)
     with os.scandir(handle) as entries:
         found = {entry.name: entry for entry in islice(entries, NODES_MAX + 1)}

@@ -56,6 +56,10 @@ class Unsupported(RemoteError):
     """This kind of remote, or this server, cannot do it. Trying again is of no use."""
 
 
+class OtherFileSystem(Unsupported):
+    """A directory on another file system, which was not to be entered: its names are not known."""
+
+
 class BadUrl(RemoteError):
     """The URL or an option of it makes no sense; the message says what would."""
 

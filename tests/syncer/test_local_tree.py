@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,12 +21,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncer import local_nodes
+from syncer.filters import Filters
 from syncer.local_copy import CopyItem, NewFile, copy_files, write_files
 from syncer.local_features import features_of
 from syncer.local_parts import STALE_S, PartNames, is_dead, is_part, kept_name
 from syncer.local_tree import LocalTree
-from syncer.options import Options
-from syncer.remotes.errors import Changed, Denied, Full, Missing, RemoteError, Unreachable
+from syncer.options import Mode, Options
+from syncer.plan import make_plan
+from syncer.remotes.errors import (
+    Changed,
+    Denied,
+    Full,
+    Missing,
+    OtherFileSystem,
+    RemoteError,
+    Unreachable,
+)
+from syncer.steps import Step, StepKind
 from syncer.tree import ROOT, Metadata, Node, NodeKind
 from tests.syncer.tree_conformance import Bytes, listed
 
@@ -405,13 +416,46 @@ async def test_a_read_only_file_system_says_so(small_disk: Path) -> None:
 async def test_one_file_system(small_disk: Path) -> None:
     (small_disk / "inside").write_bytes(b"x")
     folder = os.fsencode(small_disk.parent)
-    for one, names in ((True, set()), (False, {b"inside"})):
+    for one in (True, False):
         tree = await LocalTree.open(folder, one_file_system=one)
-        assert set(await listed(tree, b"small")) == names
         assert b"small" in await listed(tree, ROOT)
         (many,) = await tree.list_many([b"small"])
-        assert {node.name for node in many} == names
+        if one:
+            with pytest.raises(OtherFileSystem):
+                await listed(tree, b"small")
+            assert isinstance(many, OtherFileSystem)
+        else:
+            assert set(await listed(tree, b"small")) == {b"inside"}
+            assert isinstance(many, list)
+            assert {node.name for node in many} == {b"inside"}
         await tree.close()
+
+
+async def test_a_mirror_deletes_nothing_below_another_file_system(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    """What is not looked at is not gone."""
+    (small_disk / "inside").write_bytes(b"x")
+    target = tmp_path / "target"
+    (target / "small").mkdir(parents=True)
+    (target / "small" / "kept").write_bytes(b"y")
+    (target / "other").write_bytes(b"z")
+    options = Options(mode=Mode.MIRROR, force=True, one_file_system=True)
+    source = await LocalTree.open(os.fsencode(small_disk.parent), one_file_system=True)
+    destination = await LocalTree.open(os.fsencode(target), one_file_system=True)
+    steps: list[Step] = []
+
+    async def take(batch: Sequence[Step]) -> None:
+        await trio.lowlevel.checkpoint()
+        steps.extend(batch)
+
+    filters = Filters.parse(["- /target/"], now_ns=0)
+    plan = await make_plan(source, destination, options, filters, take)
+    assert {step.path for step in steps if step.kind is StepKind.DELETE} == {b"other"}
+    assert not any(step.kind is StepKind.COPY for step in steps)
+    assert not plan.problems
+    await source.close()
+    await destination.close()
 
 
 def test_every_kind_of_error_is_a_remote_error(tmp_path: Path) -> None:
