@@ -8,6 +8,10 @@ from tests.bench.remote_reads import FAR, REMOTE
 from tests.bench.remote_scale import BESIDE, REMOTE_SCALE
 from tests.bench.scale import INDEX, SCALE, SHIFT
 from tests.bench.stores import INGEST, SIZES
+from tests.bench.sync_backup import SYNC_BACKUP
+from tests.bench.sync_beside import SYNC_BESIDE
+from tests.bench.sync_far import SYNC_FAR
+from tests.bench.sync_local import SYNC_AGAIN, SYNC_COPY
 from tests.bench.trees import FIND, SMALL, SOURCE
 
 GROUPS: dict[str, Group] = {
@@ -16,5 +20,6 @@ GROUPS: dict[str, Group] = {
         *(SEQUENTIAL, SMALL, SOURCE, RANDOM, AGAIN, FIND),
         *(INGEST, SIZES, SCALE, INDEX, SHIFT),
         *(REMOTE, FAR, REMOTE_SCALE, BESIDE),
+        *(SYNC_COPY, SYNC_AGAIN, SYNC_BACKUP, SYNC_FAR, SYNC_BESIDE),
     )
 }

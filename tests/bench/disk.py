@@ -25,6 +25,7 @@ class Disk:
         self.root = folder / "disk"
         self._image = folder / "disk.img"
         self._loop: str | None = None
+        self._ours = False  # what is mounted there: another run's is none of our business
         self.kind = ""
         self.can_drop_caches = os.geteuid() == 0
 
@@ -33,6 +34,7 @@ class Disk:
         self.root.mkdir(parents=True, exist_ok=True)
         if is_mounted(self.root):
             raise StepFailed(f"{self.root} is still mounted: another run, or a killed one")
+        self._ours = True
         try:
             self._write_image()
             losetup = run("losetup", "--find", "--show", "--direct-io=on", self._image, limit_s=60)
@@ -76,7 +78,7 @@ class Disk:
         self._release()
 
     def _release(self) -> None:
-        if is_mounted(self.root):
+        if self._ours and is_mounted(self.root):
             subprocess.run(["umount", str(self.root)], check=False, timeout=300)
             if is_mounted(self.root):
                 subprocess.run(["umount", "-l", str(self.root)], check=False, timeout=60)

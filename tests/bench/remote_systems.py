@@ -64,6 +64,19 @@ class S3Fs(RemoteMount):
         return [self.peers.debian("s3fs"), BUCKET, self.mount, "-f", "-o", options]
 
 
+def rclone_environment(place: Place) -> dict[str, str]:
+    """What makes `place:` mean this place to rclone."""
+    if place.kind == "sftp":
+        says = {"TYPE": "sftp", "HOST": "127.0.0.1", "PORT": str(place.port)}
+        says |= {"USER": place.user, "KEY_FILE": str(place.key)}
+        says |= {"KNOWN_HOSTS_FILE": str(place.known_hosts)}
+    else:
+        says = {"TYPE": "s3", "PROVIDER": "SeaweedFS", "REGION": REGION}
+        says |= {"ACCESS_KEY_ID": ACCESS_KEY, "SECRET_ACCESS_KEY": SECRET_KEY}
+        says |= {"ENDPOINT": f"http://127.0.0.1:{place.port}"}
+    return {f"RCLONE_CONFIG_PLACE_{name}": value for name, value in says.items()}
+
+
 class RcloneMount(RemoteMount):
     """`rclone mount --vfs-cache-mode full`, which keeps what was read."""
 
@@ -76,15 +89,7 @@ class RcloneMount(RemoteMount):
     def command(self) -> list[str | Path]:
         """The remote is described in the environment, as its documentation has it."""
         place = self.place
-        if place.kind == "sftp":
-            says = {"TYPE": "sftp", "HOST": "127.0.0.1", "PORT": str(place.port)}
-            says |= {"USER": place.user, "KEY_FILE": str(place.key)}
-            says |= {"KNOWN_HOSTS_FILE": str(place.known_hosts)}
-        else:
-            says = {"TYPE": "s3", "PROVIDER": "SeaweedFS", "REGION": REGION}
-            says |= {"ACCESS_KEY_ID": ACCESS_KEY, "SECRET_ACCESS_KEY": SECRET_KEY}
-            says |= {"ENDPOINT": f"http://127.0.0.1:{place.port}"}
-        environment = [f"RCLONE_CONFIG_PLACE_{name}={value}" for name, value in says.items()]
+        environment = [f"{name}={value}" for name, value in rclone_environment(place).items()]
         assert self.cache is not None
         cache = ["--vfs-cache-mode", "full", "--cache-dir", str(self.cache)]
         mount = [self.peers.rclone(), "mount", "--config", "/dev/null", *cache, *self._options]

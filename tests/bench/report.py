@@ -116,7 +116,7 @@ def cpu_table(group: Group, run: Run) -> str:
             lines.append(_line([row.label, *cells]))
     if not lines:
         return ""
-    head = ["daemon's processor time, s", *systems]
+    head = ["processor time (a mount's: the daemon's), s", *systems]
     return "\n".join([_line(head), _line(["---"] * len(head)), *lines])
 
 

@@ -148,6 +148,13 @@ class Served:
         """Serve many empty objects under one prefix, by S3 only."""
         put_all(self._store, dict.fromkeys((f"{prefix}/o{n:07}" for n in range(count)), b""))
 
+    def sizes(self, kind: str, folder: str) -> list[int]:
+        """Of all files that somebody has put into a folder of the place."""
+        if kind == "sftp":
+            below = (self.folder / folder).rglob("*")
+            return [path.stat().st_size for path in below if path.is_file()]
+        return [each["size"] for page in self._store.list(f"{folder}/") for each in page]
+
 
 def put_all(store: S3Store, contents: dict[str, bytes]) -> None:
     """Write many objects."""

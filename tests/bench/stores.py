@@ -13,14 +13,14 @@ from tests.bench import work
 from tests.bench.bench import Bench, Group, Row
 from tests.bench.inputs import RELEASES
 from tests.bench.peers import Peers
-from tests.bench.processes import run
+from tests.bench.processes import Finished, run
 from tests.bench.systems import OURS
 
 LIMIT_S = 600.0
 
 
-class Store(ABC):
-    """A deduplicating store in a folder."""
+class Repository(ABC):
+    """What a program keeps in a folder, and its cache beside it."""
 
     name: str
 
@@ -32,10 +32,6 @@ class Store(ABC):
     @abstractmethod
     def create(self) -> None:
         """Make it, empty."""
-
-    @abstractmethod
-    def save(self, files: Sequence[Path], label: str) -> tuple[float, float]:
-        """Store files durably; wall and processor seconds."""
 
     def stored_bytes(self) -> int:
         """Everything in its folder, in bytes of file sizes (blocks would reward few files)."""
@@ -50,7 +46,8 @@ class Store(ABC):
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.cache, ignore_errors=True)
 
-    def _command(self, *words: str | Path) -> tuple[float, float]:
+    def run(self, *words: str | Path, cwd: Path | None = None) -> Finished:
+        """Run one of the peers' commands to its end. Raises StepFailed."""
         # Their caches lie on the same disk and go with them.
         env = {
             "BORG_BASE_DIR": str(self.cache),
@@ -58,7 +55,18 @@ class Store(ABC):
             "RESTIC_PASSWORD": "bench",
             "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
         }
-        done = run(*words, limit_s=LIMIT_S, env=env)
+        return run(*words, limit_s=LIMIT_S, cwd=cwd, env=env)
+
+
+class Store(Repository):
+    """A deduplicating store in a folder."""
+
+    @abstractmethod
+    def save(self, files: Sequence[Path], label: str) -> tuple[float, float]:
+        """Store files durably; wall and processor seconds."""
+
+    def _command(self, *words: str | Path) -> tuple[float, float]:
+        done = self.run(*words)
         synced = run("sync", "-f", self.folder, limit_s=LIMIT_S)
         return done.seconds + synced.seconds, done.cpu_s
 

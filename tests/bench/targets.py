@@ -35,7 +35,7 @@ class Target:
     def text(self) -> str:
         """The target in words."""
         if self.peer or self.before:
-            return f"at least {self.limit:g} of {self.peer or self.than}"
+            return f"at least {self.limit:.3g} of {self.peer or self.than}"
         if self.rate:
             return f"at least {self.limit / self.scale:,.0f}{self.unit}"
         return f"at most {self.limit / self.scale:g} {self.unit}"
@@ -148,4 +148,34 @@ TARGETS: list[Target] = [
     Target("remote-scale", "cached-start", 1.0),
     Target("remote-scale", "objects-requests", 0, unit="requests"),
     Target("remote-scale", "cached-requests", 0, unit="requests"),
+    Target("sync-copy", "one-warm", 1.0, "cp -a"),
+    Target("sync-copy", "small-warm", 1 / 1.5, "cp -a"),
+    *(
+        Target("sync-copy", f"{key}-warm", 1.0, peer)
+        for key in ("one", "small")
+        for peer in ("rsync", "rclone")
+    ),
+    *(
+        Target("sync-again", f"again-{key}", 1.0, peer)
+        for key in ("cold", "warm")
+        for peer in ("rsync", "rclone")
+    ),
+    *(
+        Target("sync-backup", key, 1.0, peer)
+        for key in (
+            *("new", "changed", "same", "same-size", "restore"),
+            *("small", "small-size", "small-same", "small-restore"),
+        )
+        for peer in ("borg zstd,1", "restic")
+    ),
+    *(
+        Target("sync-far", key, 1.0, peer)
+        for key in ("sftp", "s3")
+        for peer in ("rclone", "rclone-fast")
+    ),
+    *(
+        Target("sync-beside", f"{job}-{what}-p99", 1 / 3, before=f"idle-{what}-p99", than="idle")
+        for what in ("stat", "read")
+        for job in ("in", "out", "local")
+    ),
 ]
