@@ -75,6 +75,7 @@ class Azurite:
         query: Mapping[str, str] = {},
         body: bytes = b"",
         headers: Mapping[str, str] = {},
+        client: httpx.Client | None = None,
     ) -> httpx.Response:
         """One signed request of our own, apart from any code under test (SharedKey)."""
         path = f"/{ACCOUNT}/{container}" + (
@@ -100,7 +101,8 @@ class Azurite:
             own["content-type"] = kind
         asked = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
         url = f"{self.endpoint}{path}" + (f"?{asked}" if asked else "")
-        return httpx.request(method, url, headers=own, content=body, timeout=60.0)
+        send = client.request if client is not None else httpx.request
+        return send(method, url, headers=own, content=body, timeout=60.0)
 
     def put(self, container: str, key: str, data: bytes) -> None:
         """Write a blob."""

@@ -200,28 +200,26 @@ class S3Place(Objects):
 class AzurePlace(Objects):
     """On Azurite."""
 
-    def __init__(self, server: Azurite, prefix: str) -> None:
+    def __init__(self, server: Azurite, client: httpx.Client, prefix: str) -> None:
         super().__init__("az", prefix)
         self._server = server
-        self._store = server.store(BUCKET)
+        self._client = client
+
+    def _ask(self, method: str, key: str = "", **more: Any) -> httpx.Response:
+        answer = self._server.request(method, BUCKET, key, client=self._client, **more)
+        return answer.raise_for_status()
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
         headers = {f"x-ms-meta-{name}": value for name, value in metadata.items()}
-        headers["x-ms-blob-type"] = "BlockBlob"
-        self._server.request("PUT", BUCKET, key, body=data, headers=headers).raise_for_status()
+        self._ask("PUT", key, body=data, headers={**headers, "x-ms-blob-type": "BlockBlob"})
 
     def get(self, key: str) -> tuple[bytes, str]:
-        try:
-            found = self._store.get(key)
-        except ValueError:  # obstore knows no such keys
-            answer = self._server.request("GET", BUCKET, key).raise_for_status()
-            return answer.content, answer.headers.get("x-ms-meta-mtime", "")
-        return bytes(found.bytes()), str(found.attributes.get("mtime", ""))
+        answer = self._ask("GET", key)
+        return answer.content, answer.headers.get("x-ms-meta-mtime", "")
 
     def keys(self) -> list[str]:
         asked = {"restype": "container", "comp": "list", "prefix": self.prefix}
-        answer = self._server.request("GET", BUCKET, query=asked).raise_for_status()
-        root = ET.fromstring(answer.content)
+        root = ET.fromstring(self._ask("GET", query=asked).content)
         return [each.text or "" for each in root.iterfind("Blobs/Blob/Name")]
 
 
@@ -342,7 +340,7 @@ class Servers:
         server = self._stack.enter_context(azurite())
         server.make_container(BUCKET)
         self.environment |= server.environment
-        return lambda number: AzurePlace(server, f"place-{number}/")
+        return lambda number: AzurePlace(server, self._client, f"place-{number}/")
 
     def _gs(self) -> Maker:
         server = self._stack.enter_context(fake_gcs())
