@@ -10,6 +10,7 @@ import enum
 from collections.abc import Iterator
 
 from ghostd.cow_changes import in_place
+from ghostd.errors import StaleHandle
 from ghostd.inodes import FLAG_LOCAL, Inode
 from ghostd.remote_names import local_name, remote_name
 from ghostd.remote_rows import UNKNOWN, GoneRow
@@ -49,8 +50,27 @@ def note_gone(tree: Tree, directory: Inode, name: bytes, inode: Inode) -> None:
 def _row(tree: Tree, directory: Inode, name: bytes, inode: Inode) -> GoneRow:
     version = tree.remote.versions.get(inode.base) if inode.base else None
     if version is None:
-        return GoneRow(directory.ino, name, 0, "", 0, inode.target)
-    return GoneRow(directory.ino, name, version.size, version.etag, version.mtime_ns, None)
+        return GoneRow(directory.ino, name, inode.ino, 0, "", 0, inode.target)
+    state = version.size, version.etag, version.mtime_ns
+    return GoneRow(directory.ino, name, inode.ino, *state, None)
+
+
+def is_needed(tree: Tree, projection: int, key: bytes) -> bool:
+    """Whether something that was moved away still shows what the remote has under this key."""
+    row = tree.remote.gone.get((projection, key))
+    if row is None or not row.ino:
+        return False
+    try:
+        inode = tree.inode(row.ino)
+    except StaleHandle:
+        return False
+    if not inode.nlink:
+        return False
+    if inode.is_dir:
+        directory = tree.remote.dirs.get(inode.ino)
+        return directory is not None and directory.key == key
+    version = tree.remote.versions.get(inode.base) if inode.base else None
+    return version is not None and version.key == key
 
 
 def forget_gone(tree: Tree, projection: int, key: bytes) -> None:
@@ -117,4 +137,4 @@ async def adopt_hidden(tree: Tree, projection: int) -> None:
         key = above.key + named.name
         known = (tree.remote.gone.get((projection, each)) for each in (key, key + b"/"))
         if not any(known) and standing(tree, projection, key) is Standing.GONE:
-            tree.remote.gone.set((projection, key), GoneRow(parent, name, UNKNOWN, "", 0, None))
+            tree.remote.gone.set((projection, key), GoneRow(parent, name, 0, UNKNOWN, "", 0, None))

@@ -27,14 +27,24 @@ from ghostd.invalidator import Invalidator
 from ghostd.listings import Listings
 from ghostd.projection import OWN_OPTIONS, Projection
 from ghostd.projections import Projections
-from ghostd.push_gone import Standing, adopt_hidden, forget_gone, key_of, note_gone, standing
+from ghostd.push_gone import (
+    Standing,
+    adopt_hidden,
+    forget_gone,
+    is_needed,
+    key_of,
+    keys_below,
+    note_gone,
+    standing,
+)
 from ghostd.push_watch import PushWatch
-from ghostd.remote_names import remote_name
-from ghostd.remote_rows import DirRow, GoneRow, VersionRow
+from ghostd.remote_names import local_name, remote_name
+from ghostd.remote_rows import UNKNOWN, DirRow, GoneRow, VersionRow
 from ghostd.tree_walk import SLICE, find_path, joined
 from syncer.door_protocol import Head, data, text
 from syncer.push_changes import Change, Gone, change_to_wire, gone_to_wire, version_from_wire
 from syncer.remotes import errors
+from syncer.remotes.remote import Version
 from syncer.tree import KIND_OF_FORMAT, NodeKind
 
 _READ_BYTES: Final = 1 << 20
@@ -226,6 +236,7 @@ class PushSide:
         written = bool(inode.allocated) or row is None
         written = written or not inode.size == inode.base_end == (row.size if row else -1)
         return Change(
+            projection=inode.projection,
             ino=inode.ino,
             parent=parent,
             name=name,
@@ -320,11 +331,15 @@ class PushSide:
             row = tree.remote.gone.get((projection, key))
             if row is None or not _is_below(key, prefix):
                 continue
+            described = self._described_gone(projection, key, row, known)
+            if is_needed(tree, projection, key):
+                found.append(gone_to_wire(described._replace(needed=True)))
+                continue
             match standing(tree, projection, key):
                 case Standing.BACK:
                     tree.remote.gone.set((projection, key), None)
                 case Standing.GONE:
-                    found.append(gone_to_wire(self._described_gone(projection, key, row, known)))
+                    found.append(gone_to_wire(described))
                 case Standing.TAKEN:
                     pass  # settled with what is there now
         last = text(rows[-1][0]) if len(rows) == head["limit"] else None
@@ -403,25 +418,29 @@ class PushSide:
         if parent:
             await self._no_listing(parent)
         # From here on nothing awaits.
+        number = head["projection"]
+        projection = self._projection(number)
         version = version_from_wire(head["version"])
+        row = None if version is None else VersionRow(key, *_columns(version))
+        if parent and (tree.find(parent, name) or (0, 0))[1] != ino:
+            self._left(number, parent, name, key, version)
         try:
             inode = tree.inode(ino)
         except StaleHandle:
             return False
-        projection = self._projection(inode.projection)
-        number = projection.row.id
-        row = None
-        if version is not None and inode.is_file:
-            row = VersionRow(key, version.size, version.etag, version.mtime_ns)
-        there = not parent or (tree.find(parent, name) or (0, 0))[1] == ino
-        if not there:
-            self._left(number, parent, name, key, row, inode)
+        if not inode.is_file:
+            row = None
+        if parent and (tree.find(parent, name) or (0, 0))[1] != ino:
+            if row is not None and inode.nlink == 1:
+                self._rebase(inode, row)
+                tree.touch(inode)
             return False
         self._settle(number, key, parent, name)
         unchanged = self._watch.unchanged(ino, head["token"])
         clean = unchanged and self._all_names(inode, parent, name, key, row, head["token"])
-        if row is not None:
-            self._rebase(projection, inode, row, clean=clean)
+        old = tree.remote.versions.get(inode.base) if inode.base else None
+        if row is not None and (inode.nlink == 1 or old is None or old.key == key):
+            self._rebase(inode, row)
         if clean:
             inode.flags &= ~FLAG_LOCAL
             projection.conflicts.discard(ino)
@@ -435,20 +454,12 @@ class PushSide:
         return clean
 
     def _left(
-        self,
-        projection: int,
-        parent: int,
-        name: bytes,
-        key: bytes,
-        row: VersionRow | None,
-        inode: Inode,
+        self, projection: int, parent: int, name: bytes, key: bytes, version: Version | None
     ) -> None:
         """It has lost the name under which it was pushed: the remote has one too many now."""
         tree = self._tree
-        size, etag, mtime_ns = (row.size, row.etag, row.mtime_ns) if row is not None else (0, "", 0)
-        tree.remote.gone.set(
-            (projection, key), GoneRow(parent, name, size, etag, mtime_ns, inode.target)
-        )
+        columns = (UNKNOWN, "", 0) if version is None else _columns(version)
+        tree.remote.gone.set((projection, key), GoneRow(parent, name, 0, *columns, None))
         if tree.find(parent, name) is None and tree.remote.dirs.get(parent) is not None:
             tree.remote.hidden.set((parent, name), True)
         self._watch.touch(projection)
@@ -471,7 +482,7 @@ class PushSide:
             if row is not None:
                 self._tree.remote.gone.set(
                     (inode.projection, key),
-                    GoneRow(parent, name, row.size, row.etag, row.mtime_ns, None),
+                    GoneRow(parent, name, 0, row.size, row.etag, row.mtime_ns, None),
                 )
             return False
         del self._linked[inode.ino]
@@ -482,26 +493,19 @@ class PushSide:
                 self._settle(inode.projection, goal, above, each)
         return True
 
-    def _rebase(
-        self, projection: Projection, inode: Inode, row: VersionRow, *, clean: bool
-    ) -> None:
+    def _rebase(self, inode: Inode, row: VersionRow) -> None:
         """Let the file show what the remote has now, below what was written here.
 
-        What shows of the old base is in the new version at the same place, and its blocks with it.
+        As far as the old base shows, the new version has the same bytes at the same place: nothing
+        else has to be known, and no block to be forgotten. What was written here stays here.
         """
         remote = self._tree.remote
         old = remote.versions.get(inode.base) if inode.base else None
-        size = projection.row.block_bytes
         if old is not None:
             row = row._replace(pinned=old.pinned)
-            for number in range(inode.base_end // size, -(-old.size // size)):
-                if remote.block(inode.base, number) is not None:
-                    remote.set_block(inode.base, number, None)
         if inode.base != inode.ino:
             inode.base, inode.base_end, inode.base_holes = inode.ino, 0, 0
         remote.versions.set(inode.ino, row)
-        if clean:
-            inode.base_end, inode.base_holes = inode.size, 0
 
     # --- directories ---------------------------------------------------------------------------
 
@@ -520,6 +524,7 @@ class PushSide:
             await self._no_listing(head["parent"])
             if inode.nlink:
                 tree.remote.dirs.set(ino, DirRow(key, self._now_ns()))
+                self._still_there(inode, key)
                 self._settle(inode.projection, key, head["parent"], data(head["name"]))
                 tree.touch(inode)
         finally:
@@ -533,6 +538,20 @@ class PushSide:
             remote.gone.set((projection, key), None)
         if remote.hidden.get((parent, name)):
             remote.hidden.set((parent, name), None)
+
+    def _still_there(self, directory: Inode, key: bytes) -> None:
+        """What was taken away from the directory that was here before stays out of sight."""
+        tree = self._tree
+        for each in list(keys_below(tree, directory.projection, key)):
+            row = tree.remote.gone.get((directory.projection, each))
+            bare = each.removeprefix(key).removesuffix(b"/")
+            name = local_name(bare, each.endswith(b"/"), ())
+            if row is None or b"/" in bare or name is None:
+                continue
+            if tree.find(directory.ino, name) is None:
+                tree.remote.hidden.set((directory.ino, name), True)
+                gone = row._replace(parent=directory.ino, name=name)
+                tree.remote.gone.set((directory.projection, each), gone)
 
     async def _spread(self, directory: Inode) -> None:
         """A directory was moved: what is in it has to be moved by itself."""
@@ -640,6 +659,10 @@ class PushSide:
         if head["key"] is not None:
             forget_gone(self._tree, head["projection"], data(head["key"]))
         await self._writeback.commit()
+
+
+def _columns(version: Version) -> tuple[int, str, int]:
+    return version.size, version.etag, version.mtime_ns
 
 
 def _goal(above: bytes | None, name: bytes, *, is_dir: bool) -> bytes | None:

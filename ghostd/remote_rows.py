@@ -74,6 +74,7 @@ class GoneRow(NamedTuple):
 
     parent: int  # inode of the directory that showed it; may be gone, too
     name: bytes
+    ino: int  # what showed it: it lives on where it was moved
     size: int  # UNKNOWN: no version was noted
     etag: str
     mtime_ns: int
@@ -126,7 +127,7 @@ class RemoteRows:
         self.gone: Staged[tuple[int, bytes], GoneRow] = Staged(
             lambda key: self._one(
                 GoneRow,
-                "SELECT parent, name, size, etag, mtime_ns, target FROM gone"
+                "SELECT parent, name, ino, size, etag, mtime_ns, target FROM gone"
                 " WHERE projection = ? AND key = ?",
                 key,
             )
@@ -275,7 +276,7 @@ _STATEMENTS: Final = (
     (
         "gone",
         "DELETE FROM gone WHERE projection = ? AND key = ?",
-        "REPLACE INTO gone VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
+        "REPLACE INTO gone VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
         lambda key, row: (*key, *row),
     ),
 )

@@ -5,6 +5,7 @@ CREATE TABLE gone(                    -- what a remote has, and a projection has
     key        BLOB NOT NULL,         -- from the remote's root; a directory's ends in /
     parent     INTEGER NOT NULL,      -- inode of the directory that showed it; may be gone, too
     name       BLOB NOT NULL,         -- its name there
+    ino        INTEGER NOT NULL,      -- what showed it; lives on where it was moved, and needs it then
     size       INTEGER NOT NULL,      -- of the version that was seen; -1: not known
     etag       TEXT NOT NULL,
     mtime_ns   INTEGER NOT NULL,

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, suppress
 from datetime import datetime
 from typing import Final
 
@@ -172,29 +172,32 @@ class Push:
         """Say what would be done; nothing is written, here or there."""
         report = self._run.report
         for what in ("directories", "files"):
-            async for change in self._side.changes(self._opened, what):
-                act, reason = decide(change, self._can, self._options)
-                path = shown(change.path)
-                report.files_seen += change.kind is NodeKind.FILE
-                match act:
-                    case Act.REFUSE:
-                        report.fail(path, reason)
-                    case Act.LATER:
-                        pass
-                    case Act.MKDIR:
-                        report.directories_made += 1
-                        self._tell("would.directory.made", path, reason)
-                    case Act.ATTRIBUTES:
-                        report.metadata_set += 1
-                        self._tell("would.metadata.set", path, reason)
-                    case _:
-                        report.files_copied += 1
-                        size = change.size if change.written else 0
-                        self._tell("would.file.copied", path, reason, count=size)
-        async for gone in self._side.gone(self._opened):
-            if gone.key not in self._moved:
-                report.deleted += 1
-                self._tell("would.name.deleted", shown(gone.path or gone.key), "deleted here")
+            async with aclosing(self._side.changes(self._opened, what)) as found:
+                async for change in found:
+                    act, reason = decide(change, self._can, self._options)
+                    path = shown(change.path)
+                    report.files_seen += change.kind is NodeKind.FILE
+                    match act:
+                        case Act.REFUSE:
+                            report.fail(path, reason)
+                        case Act.LATER:
+                            pass
+                        case Act.MKDIR:
+                            report.directories_made += 1
+                            self._tell("would.directory.made", path, reason)
+                        case Act.ATTRIBUTES:
+                            report.metadata_set += 1
+                            self._tell("would.metadata.set", path, reason)
+                        case _:
+                            report.files_copied += 1
+                            size = change.size if change.written else 0
+                            self._tell("would.file.copied", path, reason, count=size)
+        async with aclosing(self._side.gone(self._opened)) as found:
+            async for gone in found:
+                # A directory that was moved: its old place goes when it is empty.
+                if not gone.needed or gone.key.endswith(b"/"):
+                    report.deleted += 1
+                    self._tell("would.name.deleted", shown(gone.path or gone.key), "deleted here")
 
     # --- telling ---------------------------------------------------------------------------------
 
@@ -259,14 +262,14 @@ class Push:
                 return
 
     async def _side_by_side(
-        self, changes: AsyncIterator[Change], act: Callable[[Change], Awaitable[None]]
+        self, changes: AsyncGenerator[Change, None], act: Callable[[Change], Awaitable[None]]
     ) -> None:
         """Act on changes, several at a time."""
         workers = self._options.parallel or _PARALLEL
         send, receive = trio.open_memory_channel[Change](0)
 
-        async def work() -> None:
-            async with receive.clone() as mine:
+        async def work(mine: trio.MemoryReceiveChannel[Change]) -> None:
+            async with mine:
                 async for change in mine:
                     path = shown(change.path)
                     self._run.meter.current[path] = None
@@ -277,9 +280,10 @@ class Push:
 
         async with trio.open_nursery() as nursery, send, receive:
             for _ in range(workers):
-                nursery.start_soon(work)
-            async for change in changes:
-                await send.send(change)
+                nursery.start_soon(work, receive.clone())
+            async with aclosing(changes):
+                async for change in changes:
+                    await send.send(change)
             await send.aclose()
 
     async def read(self, change: Change, offset: int, length: int) -> bytes:
@@ -303,21 +307,23 @@ class Push:
         while again:
             again = False
             await self._find_moved()
-            async for change in self._side.changes(self._opened, "directories"):
-                if change.ino in seen or not change.settled:
-                    continue
-                act, reason = decide(change, self._can, self._options)
-                if act is Act.ATTRIBUTES:
-                    continue
-                seen.add(change.ino)
-                if act is Act.REFUSE:
-                    self._failed(change.path, reason, change.ino)
-                    continue
-                again = True
-                await self._patient(change, lambda: self._make(change))  # noqa: B023  awaited
-        async for change in self._side.changes(self._opened, "directories"):
-            if not change.settled and change.ino not in seen:
-                self._failed(change.path, "the directory above could not be made", change.ino)
+            async with aclosing(self._side.changes(self._opened, "directories")) as found:
+                async for change in found:
+                    if change.ino in seen or not change.settled:
+                        continue
+                    act, reason = decide(change, self._can, self._options)
+                    if act is Act.ATTRIBUTES:
+                        continue
+                    seen.add(change.ino)
+                    if act is Act.REFUSE:
+                        self._failed(change.path, reason, change.ino)
+                        continue
+                    again = True
+                    await self._patient(change, lambda: self._make(change))  # noqa: B023  awaited
+        async with aclosing(self._side.changes(self._opened, "directories")) as found:
+            async for change in found:
+                if not change.settled and change.ino not in seen:
+                    self._failed(change.path, "the directory above could not be made", change.ino)
 
     async def _make(self, change: Change) -> None:
         goal = change.goal
@@ -349,9 +355,10 @@ class Push:
                 raise Conflict("the remote has a file of this name, which was not seen here")
 
     async def _directory_attributes(self) -> None:
-        async for change in self._side.changes(self._opened, "directories"):
-            if change.settled and change.key == change.goal and change.ino not in self._refused:
-                await self._patient(change, lambda: self._set_directory(change))  # noqa: B023
+        async with aclosing(self._side.changes(self._opened, "directories")) as found:
+            async for change in found:
+                if change.settled and change.key == change.goal and change.ino not in self._refused:
+                    await self._patient(change, lambda: self._set_directory(change))  # noqa: B023
 
     async def _set_directory(self, change: Change) -> None:
         now = await self._side.begin(change)
@@ -370,9 +377,10 @@ class Push:
 
     async def _find_moved(self) -> None:
         self._moved.clear()
-        async for change in self._side.changes(self._opened, "moved"):
-            assert change.key is not None
-            self._moved[change.key] = change
+        async with aclosing(self._side.changes(self._opened, "moved")) as found:
+            async for change in found:
+                assert change.key is not None
+                self._moved[change.key] = change
 
     async def _moves(self) -> None:
         """Rename; what another one's place is in comes after that one, and circles are cut."""
@@ -389,7 +397,7 @@ class Push:
                     del left[waited.ino]
                 continue
 
-            async def each_of(some: list[Change] = free) -> AsyncIterator[Change]:
+            async def each_of(some: list[Change] = free) -> AsyncGenerator[Change, None]:
                 for each in some:
                     yield each
 
@@ -418,13 +426,14 @@ class Push:
     async def _files(self) -> None:
         meter = self._run.meter
 
-        async def counted() -> AsyncIterator[Change]:
-            async for change in self._side.changes(self._opened, "files"):
-                if change.ino in self._refused:
-                    continue
-                meter.files_total += 1
-                meter.bytes_total += change.size if change.written else 0
-                yield change
+        async def counted() -> AsyncGenerator[Change, None]:
+            async with aclosing(self._side.changes(self._opened, "files")) as found:
+                async for change in found:
+                    if change.ino in self._refused:
+                        continue
+                    meter.files_total += 1
+                    meter.bytes_total += change.size if change.written else 0
+                    yield change
 
         await self._side_by_side(counted(), self._push)
 
@@ -654,23 +663,25 @@ class Push:
 
     async def _deletions(self, prefix: bytes | None) -> None:
         """What was taken away here goes over there, if it is what was seen. `prefix`: below it."""
-        async for gone in self._side.gone(self._opened, prefix):
-            if gone.key == prefix:
-                continue
-            if gone.key in self._moved:
-                if self._moved[gone.key].ino not in self._refused:
-                    self._run.report.deletions_withheld += 1
-                continue  # something that could not be pushed shows its bytes
-            await self._patient(gone, lambda: self._delete(gone))  # noqa: B023  awaited
+        async with aclosing(self._side.gone(self._opened, prefix)) as found:
+            async for gone in found:
+                # What is needed goes when what shows it has been pushed.
+                if gone.key == prefix or gone.needed:
+                    continue
+                await self._patient(gone, lambda: self._delete(gone))  # noqa: B023  awaited
 
     async def _clear(self, key: bytes) -> None:
         """Something else is to be where a file was."""
+        await self._find_moved()
         if key in self._moved:
             await self._own(key)
-        async for gone in self._side.gone(self._opened, key):
-            if gone.key == key:
-                await self._delete(gone)
-                return
+        async with aclosing(self._side.gone(self._opened, key)) as found:
+            async for gone in found:
+                if gone.key == key:
+                    if gone.needed:
+                        raise Conflict("what the remote has here is still needed")
+                    await self._delete(gone)
+                    return
         now = await self._look(key)
         if now is not None and now.kind is not Kind.DIRECTORY:
             raise Conflict("the remote has a file of this name")

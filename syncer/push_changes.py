@@ -7,7 +7,7 @@ the file has been changed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from blockstore.errors import OrbitError
@@ -30,11 +30,13 @@ class Gone(NamedTuple):
     version: Version | None  # None: not known
     target: bytes | None = None  # symlinks
     path: bytes | None = None  # where it was shown; None: its directory is gone, too
+    needed: bool = False  # something that was moved still shows its bytes
 
 
 class Change(NamedTuple):
     """One name whose file, directory or symlink was made or changed here."""
 
+    projection: int
     ino: int
     parent: int  # inode of its directory
     name: bytes
@@ -82,10 +84,10 @@ class Side(Protocol):
     async def open(self, path: bytes) -> Opened:
         """Begin; everything that was changed up to now will be listed. Raises RemoteError."""
 
-    def changes(self, opened: Opened, what: str) -> AsyncIterator[Change]:
+    def changes(self, opened: Opened, what: str) -> AsyncGenerator[Change, None]:
         """`directories`, `moved` (of files), or `files` (and all else). Each at least once."""
 
-    def gone(self, opened: Opened, prefix: bytes | None = None) -> AsyncIterator[Gone]:
+    def gone(self, opened: Opened, prefix: bytes | None = None) -> AsyncGenerator[Gone, None]:
         """What was taken away, what is in a directory before itself. `prefix`: keys below it."""
 
     async def begin(self, change: Change) -> Change | None:
@@ -140,13 +142,14 @@ def _data(value: str | None) -> bytes | None:
 def gone_to_wire(gone: Gone) -> list[Any]:
     """For a head."""
     path = _text(gone.path)
-    return [text(gone.key), version_to_wire(gone.version), _text(gone.target), path]
+    version = version_to_wire(gone.version)
+    return [text(gone.key), version, _text(gone.target), path, gone.needed]
 
 
 def gone_from_wire(values: Sequence[Any]) -> Gone:
     """The inverse of `gone_to_wire`."""
-    key, version, target, path = values
-    return Gone(data(key), version_from_wire(version), _data(target), _data(path))
+    key, version, target, path, needed = values
+    return Gone(data(key), version_from_wire(version), _data(target), _data(path), needed)
 
 
 def change_to_wire(change: Change) -> Head:
@@ -187,15 +190,22 @@ class PushDoor:
         return await self._door.ask({"op": f"push_{op}", **values})
 
     async def _about(self, op: str, change: Change, **values: Any) -> Message:
-        place = {"ino": change.ino, "parent": change.parent, "name": text(change.name)}
-        return await self._ask(op, **place, token=change.token, **values)
+        return await self._ask(
+            op,
+            projection=change.projection,
+            ino=change.ino,
+            parent=change.parent,
+            name=text(change.name),
+            token=change.token,
+            **values,
+        )
 
     async def open(self, path: bytes) -> Opened:
         """See Side."""
         head = (await self._ask("open", path=text(path))).head
         return Opened(**head | {"prefix": _data(head["prefix"])})
 
-    async def changes(self, opened: Opened, what: str) -> AsyncIterator[Change]:
+    async def changes(self, opened: Opened, what: str) -> AsyncGenerator[Change, None]:
         """See Side."""
         after = 0
         while True:
@@ -215,7 +225,7 @@ class PushDoor:
             if not after:
                 return
 
-    async def gone(self, opened: Opened, prefix: bytes | None = None) -> AsyncIterator[Gone]:
+    async def gone(self, opened: Opened, prefix: bytes | None = None) -> AsyncGenerator[Gone, None]:
         """See Side."""
         before: str | None = None
         within = opened.prefix if prefix is None else prefix

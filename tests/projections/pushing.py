@@ -82,9 +82,7 @@ class Pushed(ProjectedWorld):
         projected = self.projected
         differ = Differ(self.tree, self.writeback, self.threads, projected.projections.get)
         invalidator = Invalidator()
-        reverter = Reverter(
-            self.tree, self.writeback, projected.listings, differ, lambda *_: None
-        )
+        reverter = Reverter(self.tree, self.writeback, projected.listings, differ, lambda *_: None)
         side = PushSide(
             self.fs,
             projected.projections,
@@ -109,9 +107,7 @@ class Pushed(ProjectedWorld):
         **options: Any,
     ) -> Report:
         """What `orbit-ctl push` does."""
-        spec = JobSpec(
-            Verb.PUSH, "/mnt/r", options=Options(on_conflict=on_conflict, **options)
-        )
+        spec = JobSpec(Verb.PUSH, "/mnt/r", options=Options(on_conflict=on_conflict, **options))
         context = Context(state=Path("/nowhere"), audited=False, wait_s=0.0)
         report = Report("push", "/mnt/r", URL, dry_run=dry_run)
         run = Run(spec, context, tell or Told(), report, Meter(), dry_run, None, None)
