@@ -12,33 +12,13 @@ from urllib.parse import urlencode
 
 import click
 
+from cli.audit_filter import EXIT_BROKEN, filtered
 from cli.projections import CALL_TIMEOUT_S, Answer, Ways
 
 if TYPE_CHECKING:
     from cli.orbit_ctl import Session
 
-EXIT_BROKEN: Final = 3
 _PAGE: Final = 5_000
-
-
-def _moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    from cli import units
-
-    try:
-        return None if value is None else units.parse_moment(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _filtered(function: Any) -> Any:
-    for option in (
-        click.option("--path", help="Source or destination: this one, or what lies below it."),
-        click.option("--until", "until_ns", callback=_moment, metavar="TIME"),
-        click.option("--since", "since_ns", callback=_moment, metavar="TIME"),
-        click.option("--job", type=int, help="Of this job."),
-    ):
-        function = option(function)
-    return function
 
 
 def _records(ways: Ways, given: dict[str, Any]) -> Iterator[Answer]:
@@ -75,7 +55,7 @@ def verify(session: Session) -> None:
 
 
 @audit.command()
-@_filtered
+@filtered
 @click.pass_obj
 def show(session: Session, /, **given: Any) -> None:
     """Show records, oldest first."""
@@ -87,7 +67,7 @@ def show(session: Session, /, **given: Any) -> None:
 
 
 @audit.command()
-@_filtered
+@filtered
 @click.option("--output", type=click.Path(path_type=Path), help="Default: standard output.")
 @click.pass_obj
 def export(session: Session, /, output: Path | None, **given: Any) -> None:

@@ -12,6 +12,8 @@ Answer = dict[str, Any]
 _BAR: Final = 24  # characters
 _CURRENT_SHOWN: Final = 2
 _FAILURES_SHOWN: Final = 20
+ENDED: Final = frozenset({"done", "partly", "failed", "cancelled"})
+_EXIT: Final = {"done": 0, "partly": 1, "failed": 2, "cancelled": 2}
 
 
 def count(number: int, what: str) -> str:
@@ -54,15 +56,15 @@ def event_text(event: Answer) -> str:
     """One line for `--verbose`."""
     words = {
         "directory.made": "made", "file.copied": "copied", "file.linked": "linked",
-        "file.failed": "FAILED", "file.retried": "retrying", "metadata.set": "attributes",
+        "file.failed": "FAILED", "file.retried": "retrying", "metadata.set": "given attributes",
         "name.deleted": "deleted", "name.trashed": "into the trash", "difference": "differs",
         "notice": "note",
     }  # fmt: skip
     name = event["event"]
     would = name.startswith("would.")
     word = words.get(name.removeprefix("would."), name)
-    where = event["destination"] or event["source"]
-    text = f"{'would be ' if would else ''}{word} {plain(where)}".rstrip()
+    where = event["destination"] or event["source"] or "."  # the root of what is copied
+    text = f"{'would be ' if would else ''}{word} {plain(where)}"
     if event["bytes"]:
         text += f", {size(event['bytes'])}"
     if event.get("message"):
@@ -89,7 +91,7 @@ def report_lines(report: Answer, *, verbose: bool = False) -> Iterator[str]:
     first = ", ".join(done) or _nothing(report)
     yield f"{plain(report['outcome'])}: {first}"
     if report["bytes_moved"] or report["bytes_saved"]:
-        line = f"  {size(report['bytes_moved'])} moved"
+        line = f"  {size(report['bytes_moved'])} {would}moved"
         if report["bytes_saved"]:
             line += f", {size(report['bytes_saved'])} not moved: shared, or there already"
         if report["seconds"] > 0 and not report["dry_run"]:
@@ -157,6 +159,18 @@ def job_text(job: Answer) -> str:
     elif job["progress"]:
         lines += [f"  {line}" for line in progress_lines(job["progress"])]
     return "\n".join(lines)
+
+
+def exit_code(job: Answer) -> int:
+    """With what a program ends that has waited for a job; 0 for one that has not ended."""
+    return int(job["report"].get("exit_code", _EXIT.get(job["state"], 0)))
+
+
+def log_line(event: Answer) -> str:
+    """One line of a job's log."""
+    words = [event.get("event"), event.get("destination"), event.get("message")]
+    text = "  ".join(plain(word) for word in words if word)
+    return f"{event.get('timestamp', ''):<27} {text}"
 
 
 def audit_line(record: Answer) -> str:

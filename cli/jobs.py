@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import click
 
 from cli.projections import QUESTION_TIMEOUT_S, Answer, Ways
-from cli.verbs import VerbCommand, job_of, verb_options
+from cli.verbs import VerbCommand, job_of, running, verb_options
 
 if TYPE_CHECKING:
     from cli.orbit_ctl import Session
@@ -62,23 +62,8 @@ def _rules(filters: list[str]) -> list[str]:
     return found
 
 
-def _running(function: Any) -> Any:
-    """The options of whatever runs."""
-    for option in reversed(
-        (
-            click.option("--dry-run", "-n", is_flag=True, help="Say what would be done, only."),
-            click.option("--verbose", "-v", is_flag=True, help="Name every file, and how."),
-            click.option("--quiet", "-q", is_flag=True, help="Say nothing but what went wrong."),
-            click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
-            click.option("--explain", is_flag=True, help="Say what was chosen, and why."),
-        )
-    ):
-        function = option(function)
-    return function
-
-
 def _submit(session: Session, verb: str, given: dict[str, Any]) -> None:
-    from cli.job_watch import How
+    from cli.job_screen import How
 
     how = How(
         verbose=given.pop("verbose"),
@@ -126,7 +111,7 @@ def _watch(ways: Ways, number: int, how: Any) -> int:
 
 @click.command(cls=VerbCommand)
 @verb_options("copy")
-@_running
+@running
 @click.pass_obj
 def copy(session: Session, /, **given: Any) -> None:
     """Copy SRC to DST, as a job of the daemon. What is there and newer stays.
@@ -138,7 +123,7 @@ def copy(session: Session, /, **given: Any) -> None:
 
 @click.command(cls=VerbCommand)
 @verb_options("sync")
-@_running
+@running
 @click.pass_obj
 def sync(session: Session, /, **given: Any) -> None:
     """Make DST like SRC, as --mode says."""
@@ -147,7 +132,7 @@ def sync(session: Session, /, **given: Any) -> None:
 
 @click.command(cls=VerbCommand)
 @verb_options("backup")
-@_running
+@running
 @click.pass_obj
 def backup(session: Session, /, **given: Any) -> None:
     """Keep SRC as it is now as a snapshot in the daemon's store (or DST, a repository).
@@ -159,7 +144,7 @@ def backup(session: Session, /, **given: Any) -> None:
 
 @click.command(cls=VerbCommand)
 @verb_options("restore")
-@_running
+@running
 @click.pass_obj
 def restore(session: Session, /, **given: Any) -> None:
     """Bring SNAPSHOT[:PATH] of the daemon's store back to DST, with all its attributes."""
@@ -168,7 +153,7 @@ def restore(session: Session, /, **given: Any) -> None:
 
 @click.command(cls=VerbCommand)
 @verb_options("verify")
-@_running
+@running
 @click.pass_obj
 def verify(session: Session, /, **given: Any) -> None:
     """Compare two places, or read SNAPSHOT whole (exit code 3 where they differ)."""
@@ -177,7 +162,7 @@ def verify(session: Session, /, **given: Any) -> None:
 
 @click.command(cls=VerbCommand)
 @verb_options("push")
-@_running
+@running
 @click.pass_obj
 def push(session: Session, /, **given: Any) -> None:
     """Send what was changed here at and below PATH, in a projection, to its remote.
@@ -237,7 +222,7 @@ def show(session: Session, number: int) -> None:
 @click.pass_obj
 def log(session: Session, number: int) -> None:
     """Show what a job has told, and what it failed at."""
-    from cli.render import plain
+    from cli.job_render import log_line
 
     ways = Ways(session)
     after = 0
@@ -246,10 +231,7 @@ def log(session: Session, number: int) -> None:
         url = f"/v1/jobs/{number}/log?{asked}"
         page = _page(ways, url)
         for event in page["events"]:
-            words = [event.get("event"), event.get("destination"), event.get("message")]
-            line = "  ".join(plain(word) for word in words if word)
-            text = f"{event.get('timestamp', ''):<27} {line}"
-            click.echo(json.dumps(event) if ways.as_json else text)
+            click.echo(json.dumps(event) if ways.as_json else log_line(event))
         if not page["events"]:
             return
         after = page["after"]
@@ -303,8 +285,7 @@ def retry(session: Session, number: int) -> None:
 @click.pass_obj
 def wait(session: Session, number: int, timeout_s: float | None) -> None:
     """Return when a job has ended, with its exit code."""
-    from cli.job_render import job_text
-    from cli.job_watch import ENDED
+    from cli.job_render import ENDED, exit_code, job_text
 
     ways = Ways(session)
     limit = None if timeout_s is None else time.monotonic() + timeout_s
@@ -317,8 +298,7 @@ def wait(session: Session, number: int, timeout_s: float | None) -> None:
             raise SystemExit(EXIT_TIMEOUT)
         time.sleep(_POLL_S)
     ways.show(job, job_text)
-    code = {"done": 0, "partly": 1}.get(job["state"], 2)
-    raise SystemExit(job["report"].get("exit_code", code))
+    raise SystemExit(exit_code(job))
 
 
 @jobs.command()

@@ -13,7 +13,7 @@ from cli.orbit_audit import audit
 from cli.orbit_jobs import jobs
 from cli.orbit_session import Session
 from cli.orbit_snapshots import snapshots
-from cli.verbs import VerbCommand, verb_options
+from cli.verbs import VerbCommand, running, verb_options
 
 EPILOG: Final = """\b
 Places:
@@ -52,21 +52,6 @@ def main(context: click.Context) -> None:
     context.obj = Session()
 
 
-def _running(function: Any) -> Any:
-    """The options of whatever runs."""
-    for option in reversed(
-        (
-            click.option("--dry-run", "-n", is_flag=True, help="Say what would be done, only."),
-            click.option("--verbose", "-v", is_flag=True, help="Name every file, and how."),
-            click.option("--quiet", "-q", is_flag=True, help="Say nothing but what went wrong."),
-            click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
-            click.option("--explain", is_flag=True, help="Say what was chosen, and why."),
-        )
-    ):
-        function = option(function)
-    return function
-
-
 _repository = click.option(
     "--repo", envvar="ORBIT_REPOSITORY", metavar="LOCATION",
     help="The repository: a folder or a URL. Default: $ORBIT_REPOSITORY.",
@@ -75,7 +60,7 @@ _repository = click.option(
 
 @main.command(cls=VerbCommand)
 @verb_options("copy")
-@_running
+@running
 @click.pass_obj
 def copy(session: Session, /, **given: Any) -> None:
     """Copy SRC to DST. What is there and newer stays; nothing is deleted."""
@@ -84,7 +69,7 @@ def copy(session: Session, /, **given: Any) -> None:
 
 @main.command(cls=VerbCommand)
 @verb_options("sync")
-@_running
+@running
 @click.pass_obj
 def sync(session: Session, /, **given: Any) -> None:
     """Make DST like SRC, as --mode says."""
@@ -94,7 +79,7 @@ def sync(session: Session, /, **given: Any) -> None:
 @main.command(cls=VerbCommand)
 @verb_options("backup")
 @_repository
-@_running
+@running
 @click.pass_obj
 def backup(session: Session, /, **given: Any) -> None:
     """Keep SRC as it is now as a snapshot in a repository, which is made if need be."""
@@ -104,7 +89,7 @@ def backup(session: Session, /, **given: Any) -> None:
 @main.command(cls=VerbCommand)
 @verb_options("restore")
 @_repository
-@_running
+@running
 @click.pass_obj
 def restore(session: Session, /, **given: Any) -> None:
     """Bring SNAPSHOT[:PATH] back to DST, with all its attributes."""
@@ -114,7 +99,7 @@ def restore(session: Session, /, **given: Any) -> None:
 @main.command(cls=VerbCommand)
 @verb_options("verify")
 @_repository
-@_running
+@running
 @click.pass_obj
 def verify(session: Session, /, **given: Any) -> None:
     """Compare two places, or read a snapshot or repository whole (exit code 3)."""

@@ -9,33 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.audit_filter import EXIT_BROKEN, filtered
+
 if TYPE_CHECKING:
     from cli.orbit_session import Session
     from syncer.audit_verify import AuditFilter
 
-EXIT_BROKEN = 3
-
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-
-
-def _moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    from cli import units
-
-    try:
-        return None if value is None else units.parse_moment(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _filtered(function: Any) -> Any:
-    for option in (
-        click.option("--path", help="Source or destination: this one, or what lies below it."),
-        click.option("--until", "until_ns", callback=_moment, metavar="TIME"),
-        click.option("--since", "since_ns", callback=_moment, metavar="TIME"),
-        click.option("--job", type=int, help="Of this job."),
-    ):
-        function = option(function)
-    return function
 
 
 def _wanted(given: dict[str, Any]) -> AuditFilter:
@@ -66,7 +46,7 @@ def verify(session: Session, *, as_json: bool) -> None:
 
 
 @audit.command()
-@_filtered
+@filtered
 @_json
 @click.pass_obj
 def show(session: Session, /, *, as_json: bool, **given: Any) -> None:
@@ -82,7 +62,7 @@ def show(session: Session, /, *, as_json: bool, **given: Any) -> None:
 
 
 @audit.command()
-@_filtered
+@filtered
 @click.option("--csv", "as_csv", is_flag=True, help="A table, not lines of JSON.")
 @click.option("--output", type=click.Path(path_type=Path), help="Default: standard output.")
 @click.pass_obj

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 _POLL_S: Final = 0.3
 _LOG_PAGE: Final = 1_000
-_ENDED: Final = frozenset({"done", "partly", "failed", "cancelled"})
-_EXIT: Final = {"done": 0, "partly": 1, "failed": 2, "cancelled": 2}
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
@@ -94,7 +92,7 @@ def show(session: Session, number: int, *, as_json: bool) -> None:
 @click.pass_obj
 def log(session: Session, number: int, *, as_json: bool) -> None:
     """Show what a job has told."""
-    from cli.render import plain
+    from cli.job_render import log_line
 
     def read(known: Jobs) -> None:
         after = 0
@@ -104,10 +102,7 @@ def log(session: Session, number: int, *, as_json: bool) -> None:
                 if as_json:
                     click.echo(json.dumps({"sequence": line.sequence, **line.event}))
                 else:
-                    event = line.event
-                    words = [event.get("event"), event.get("destination"), event.get("message")]
-                    text = "  ".join(plain(word) for word in words if word)
-                    click.echo(f"{event.get('timestamp', ''):<27} {text}")
+                    click.echo(log_line(dict(line.event)))
 
     session.with_jobs(read)
 
@@ -168,11 +163,11 @@ def retry(session: Session, number: int, *, as_json: bool) -> None:
 @click.pass_obj
 def wait(session: Session, number: int, timeout_s: float | None, *, as_json: bool) -> None:
     """Return when a job has ended, with its exit code."""
-    from cli.job_render import job_text
+    from cli.job_render import ENDED, exit_code, job_text
 
     def until_ended(known: Jobs) -> Job | None:
         limit = None if timeout_s is None else time.monotonic() + timeout_s
-        while str((job := known.get(number)).state) not in _ENDED:
+        while str((job := known.get(number)).state) not in ENDED:
             if limit is not None and time.monotonic() >= limit:
                 return None
             time.sleep(_POLL_S)
@@ -183,7 +178,7 @@ def wait(session: Session, number: int, timeout_s: float | None, *, as_json: boo
         session.fail(f"job {number} has not ended in {timeout_s:g} s", 5)
     answer = answer_of(job)
     click.echo(json.dumps(answer) if as_json else job_text(answer))
-    raise SystemExit(answer["report"].get("exit_code", _EXIT[answer["state"]]))
+    raise SystemExit(exit_code(answer))
 
 
 @jobs.command()

@@ -9,34 +9,26 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 import trio
 
-from cli.job_render import event_text, progress_lines, report_lines
+from cli import job_screen
+from cli.job_screen import Screen
 from syncer.context import Context
 from syncer.events import Event, Progress, Report, event_fields, timestamp
 from syncer.foreground import Foreground, open_jobs
 from syncer.options import JobSpec
 
-if TYPE_CHECKING:
-    from rich.live import Live
-
 _GC_THRESHOLD: Final = 200_000
-_DRAW_AFTER_S: Final = 0.5  # what ends sooner needs no picture, nor the library that draws it
-_FAILED: Final = frozenset({"file.failed", "difference"})
 
 
 @dataclass(frozen=True, slots=True)
-class How:
-    """How a job is shown."""
+class How(job_screen.How):
+    """How a job is run and shown."""
 
     dry_run: bool = False
-    verbose: bool = False
-    quiet: bool = False
-    as_json: bool = False
-    explain: bool = False
     detach: bool = False
 
 
@@ -44,72 +36,22 @@ class Shown:
     """Tells the user. See Tell."""
 
     def __init__(self, how: How) -> None:
-        self._how = how
         self.files = how.as_json or how.verbose
-        self._draws = sys.stderr.isatty() and not (how.as_json or how.quiet)
-        self._live: Live | None = None
+        self._screen = Screen(how)
+        self.pause = self._screen.pause
 
     def event(self, event: Event) -> None:
         """See Tell."""
-        fields = event_fields(event)
-        if self._how.as_json:
-            click.echo(json.dumps(fields))
-            return
-        name = event.event
-        if name == "notice":
-            if not self._how.quiet:
-                self._say(f"note: {event.message}", err=True)
-        elif name == "explained":
-            if self._how.explain:
-                self._say(event.message, err=True)
-        elif name in _FAILED:
-            if self._how.verbose:
-                self._say(event_text(fields), err=True)
-        elif name.startswith("would.") or (self._how.verbose and not name.startswith("job.")):
-            self._say(event_text(fields))
+        self._screen.event(event_fields(event))
 
     def progress(self, progress: Progress) -> None:
         """See Tell."""
-        if self._how.as_json:
-            now = timestamp(time.time_ns())
-            click.echo(json.dumps({"timestamp": now, "event": "progress", **progress.as_json()}))
-        elif self._draws and progress.elapsed_s >= _DRAW_AFTER_S:
-            self._draw(progress)
-
-    def _draw(self, progress: Progress) -> None:
-        from rich.text import Text
-
-        text = Text("\n".join(progress_lines(progress.as_json())), overflow="ellipsis")
-        if self._live is None:
-            from rich.console import Console
-            from rich.live import Live
-
-            console = Console(stderr=True)
-            self._live = Live(text, console=console, transient=True, auto_refresh=False)
-            self._live.start()
-        self._live.update(text, refresh=True)
-
-    def _say(self, text: str, *, err: bool = False) -> None:
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
-        else:
-            click.echo(text, err=err)
-
-    def pause(self) -> None:
-        """Draw nothing for a while: something is asked."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        now = timestamp(time.time_ns())
+        self._screen.progress({"timestamp": now, **progress.as_json()})
 
     def report(self, report: Report) -> None:
         """The end."""
-        self.pause()
-        answer = report.as_json()
-        if self._how.as_json:
-            click.echo(json.dumps({"event": "report", **answer}))
-        elif not self._how.quiet or answer["exit_code"]:
-            lines = report_lines(answer, verbose=self._how.verbose)
-            click.echo("\n".join(lines), err=self._how.quiet)
+        self._screen.report(report.as_json())
 
 
 def start_worker(context: Context, number: int) -> None:

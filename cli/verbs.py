@@ -244,6 +244,21 @@ def verb_options(verb: str) -> Callable[[F], F]:
     return add
 
 
+def running(function: F) -> F:
+    """The options of whatever runs; they say how it is shown, but for --dry-run."""
+    for option in reversed(
+        (
+            click.option("--dry-run", "-n", is_flag=True, help="Say what would be done, only."),
+            click.option("--verbose", "-v", is_flag=True, help="Name every file, and how."),
+            click.option("--quiet", "-q", is_flag=True, help="Say nothing but what went wrong."),
+            click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
+            click.option("--explain", is_flag=True, help="Say what was chosen, and why."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 def job_of(
     verb: str, given: dict[str, Any], absolute: Callable[[str], str], *, destination: str = ""
 ) -> dict[str, Any]:

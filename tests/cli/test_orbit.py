@@ -14,6 +14,7 @@ import click
 import pytest
 
 from cli import job_render
+from cli.jobs import COMMANDS
 from cli.orbit import main
 from cli.verbs import GROUPS, job_of, rewritten
 from syncer.jobs_spec import spec_of
@@ -279,9 +280,12 @@ def test_no_flag_is_dead():
     """Every option of every verb is a field of the job, or is known not to be."""
     fields = set(Options.__dataclass_fields__) | {"priority", "after", "schedule"}
     elsewhere = {"places", "source", "destination", "archive", "delete", "detach"}
-    for verb in GROUPS:
-        names = {each.name for each in main.commands[verb].params}
-        shown = {"dry_run", "verbose", "quiet", "as_json", "explain", "repo"}
+    shown = {"dry_run", "verbose", "quiet", "as_json", "explain", "repo"}
+    commands = [*main.commands.values(), *COMMANDS]  # of orbit, of orbit-ctl
+    verbs = [command for command in commands if command.name in GROUPS]
+    assert {command.name for command in verbs} == set(GROUPS)
+    for command in verbs:
+        names = {each.name for each in command.params}
         assert names - fields - elsewhere - shown == set()
 
 
