@@ -514,3 +514,21 @@ def test_opening_reads_no_sealed_pack(open_store: Opener, tmp_path: Path) -> Non
     store = open_store()
     assert store.stats().packs > 10
     assert store.opened.packs_read <= 1  # the one that is still being written
+
+
+@pytest.mark.parametrize(("chunks", "packs_read"), [(100, 1), (5_000, 0)])
+def test_opening_scans_no_pack_of_many_chunks(
+    open_store: Opener, chunks: int, packs_read: int
+) -> None:
+    """What was closed cleanly goes on in its last pack only where looking at it is cheap."""
+    store = open_store(StoreOptions())
+    ids = store.put(blobs(chunks, length=100))
+    store.close()
+    store = open_store(StoreOptions())
+    assert (store.stats().packs, store.opened.packs_read) == (1, packs_read)
+    ids += store.put(blobs(1, seed=1))
+    store.close()
+    store = open_store(StoreOptions())
+    assert store.stats().packs == 2 - packs_read
+    assert len(store.fetch(ids)) == chunks + 1
+    assert_sound(store)
