@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from syncer.audit import AuditLog
+    from syncer.bandwidth import Bandwidth
     from syncer.remotes.bridge import Bridge
     from syncer.remotes.machinery import Machinery
     from syncer.remotes.policy import RemotePolicy
     from syncer.remotes.remote import Remote
-    from syncer.remotes.wrappers import Hosts
+    from syncer.remotes.wrappers import Hosts, Wrapped
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -44,6 +46,7 @@ class _Shared:
     hosts: Hosts | None = None
     policy: RemotePolicy | None = None
     audit: AuditLog | None = None
+    remotes: WeakSet[Wrapped] = field(default_factory=WeakSet)  # that are open
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Context:
     repository: str = ""  # of `snapshot:` locations where there is no door
     wait_s: float = 600.0  # for a remote that is away, before what needs it fails
     classes: tuple[tuple[str, str], ...] = ()  # globs and the semantic class of what they match
+    bandwidth: Bandwidth | None = None  # the bucket of all jobs of this process
     audited: bool = True
     # By place (a URL or the beginning of one): what the remotes there are opened with.
     remote_options: tuple[tuple[str, Mapping[str, str]], ...] = ()
@@ -111,6 +115,11 @@ class Context:
             self._shared.audit = AuditLog.open(self.state / "audit")
         return self._shared.audit
 
+    @property
+    def audit_begun(self) -> AuditLog | None:
+        """The audit trail if anybody has asked for it."""
+        return self._shared.audit
+
     async def open_remote(self, url: str, options: Mapping[str, str] | None = None) -> Remote:
         """A remote with retries, breaker and limits around it. Raises BadUrl, Denied."""
         from syncer.remotes import registry
@@ -122,7 +131,14 @@ class Context:
             if place.startswith(url.rstrip("/")):
                 chosen.update(given)
         remote = await registry.open_remote(url, chosen | dict(options or {}), self.machinery)
-        return wrapped(remote, self.policy, self.hosts)
+        made = wrapped(remote, self.policy, self.hosts)
+        self._shared.remotes.add(made)
+        return made
+
+    @property
+    def busy_answers(self) -> int:
+        """How often the remotes that are open now have asked for patience."""
+        return sum(each.statistics.errors.get("Busy", 0) for each in self._shared.remotes)
 
     def close(self) -> None:
         """Give everything up; blocks for some seconds at most."""

@@ -17,6 +17,7 @@ import trio
 from blockstore.errors import OrbitError
 from syncer.context import Context
 from syncer.events import Event, Report, Tell
+from syncer.limit import Limit
 from syncer.options import JobSpec, Options, Verb
 from syncer.transfer_meter import Meter
 
@@ -39,11 +40,25 @@ VERBS: Final[dict[Verb, tuple[str, str]]] = {
 
 
 class Control:
-    """Ends a job from outside; it winds up within a second."""
+    """Steers a job from outside: ends it, within a second, or changes how fast it goes."""
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()  # what is to end
         self.outcome = ""
+        self._limit: Limit | None = None
+        self._bandwidth: str | None = None  # what was wanted before the job began
+
+    def attach(self, limit: Limit) -> None:
+        """The job has begun, and goes by this."""
+        self._limit = limit
+        if self._bandwidth is not None:
+            limit.change(self._bandwidth)
+
+    def throttle(self, bandwidth: str) -> None:
+        """Go by another rate or timetable from now on. Raises BadRate."""
+        self._bandwidth = bandwidth
+        if self._limit is not None:
+            self._limit.change(bandwidth)
 
     def stop(self, outcome: str) -> None:
         """Have it end as "paused" or "cancelled". What was done stays done."""
@@ -64,6 +79,7 @@ class Run:
     dry_run: bool
     held: HeldJob | None  # the job in `jobs.db`, where it has one
     overflow: Callable[[], Ledger] | None  # opens a place for more steps than the memory takes
+    limit: Limit = field(default_factory=Limit)
     notices: set[str] = field(default_factory=set)
 
     @property
@@ -126,19 +142,35 @@ async def run_job(
     """
     report = Report(spec.verb, _without_secrets(spec.source), _without_secrets(spec.destination))
     report.dry_run = dry_run
-    run = Run(spec, context, tell, report, Meter(), dry_run, held, overflow)
+    limit = Limit(spec.options.bandwidth, context.bandwidth)
+    run = Run(spec, context, tell, report, Meter(), dry_run, held, overflow, limit)
     control = control or Control()
+    control.attach(limit)
     run.say("job.started", message=spec.verb)
     with control.scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_progress, run)
+            nursery.start_soon(limit.tend)
             await _carry_out(run)
             nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await _seal(run)
     report.seconds = run.meter.elapsed_s
     report.outcome = control.outcome or outcome_of(report)
     tell.progress(run.meter.progress())
     run.say("job.finished", message=report.outcome, count=report.bytes_moved)
     return report
+
+
+async def _seal(run: Run) -> None:
+    """What the job has done is in the audit trail for good."""
+    audit = run.context.audit_begun
+    if audit is None:
+        return
+    try:
+        await trio.to_thread.run_sync(audit.sync)
+    except OrbitError as error:
+        run.notice(f"the audit trail could not be brought to the disk: {error}")
 
 
 def outcome_of(report: Report) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Final
 
@@ -88,13 +88,7 @@ async def run_push(run: Run) -> None:
             ends = DoorTree(context.door, b"").features, RemoteTree(remote).features
             for each in refuse_errors(check(run.spec, *ends)):
                 run.notice(each.sentence)
-        async with AsyncExitStack() as stack:
-            take: Take | None = None
-            if run.options.bandwidth:
-                from syncer.transfer_job import limited
-
-                take = (await stack.enter_async_context(limited(run.options))).take
-            await Push(run, side, opened, remote, take=take).carry_out()
+        await Push(run, side, opened, remote, take=run.limit.take).carry_out()
     finally:
         with trio.CancelScope(shield=True):
             await remote.close()

@@ -182,12 +182,19 @@ class Classes:
             self._classes.append(SemanticClass[name.upper()])
         self._set = PatternSet(regexes) if regexes else None
 
-    def classify(self, path: bytes, head: bytes | None = None) -> SemanticClass:
-        """Return the class of a file."""
+    def named(self, path: bytes) -> SemanticClass | None:
+        """The class that the config or a file's name gives it; None: they say nothing."""
         if self._set is not None:
             from syncer.filter_patterns import matchable
 
             found = self._set.match(matchable(path))
             if found:
                 return self._classes[min(found)]
-        return classify(path, head)
+        return _by_name(path)
+
+    def classify(self, path: bytes, head: bytes | None = None) -> SemanticClass:
+        """Return the class of a file. `head`: its first bytes, HEAD_BYTES are enough."""
+        found = self.named(path)
+        if found is None and head:
+            found = _by_magic(head)
+        return SemanticClass.NORMAL if found is None else found

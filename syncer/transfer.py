@@ -91,8 +91,11 @@ class Feed:
 class Mover(Protocol):
     """A way to carry out many steps at once that is faster than one by one."""
 
-    steps_max: int  # of a batch
-    bytes_max: int
+    bytes_max: int  # of a batch
+
+    @property
+    def steps_max(self) -> int:
+        """Of a batch, now."""
 
     async def move(self, taken: Sequence[TakenStep]) -> list[StepResult | None]:
         """Try; None: this one is for somebody else. Raises nothing but bugs."""
@@ -130,6 +133,8 @@ class Transfer:
         self._meter = meter
         self._tell = tell
         self._parallel = parallel
+        self._working = 0  # workers, now
+        self._hire: Callable[[], None] | None = None  # starts those that are missing
         self._wait_s = wait_s
         self._durable = durable
         self._mover = mover
@@ -145,6 +150,13 @@ class Transfer:
 
     # --- phases -------------------------------------------------------------------------------
 
+    def set_parallel(self, parallel: int, ahead_bytes: int) -> None:
+        """Work on so many files at a time from now on, reading so far ahead in each."""
+        self._parallel = parallel
+        self._steps.read_ahead(ahead_bytes)
+        if self._hire is not None and self._working:
+            self._hire()
+
     async def run(self, kinds: Sequence[StepKind], feed: Feed | None = None) -> None:
         """Carry out all steps of these kinds, until the feed has ended and none waits."""
         if feed is None:
@@ -154,10 +166,17 @@ class Transfer:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._note_now_and_then)
                 async with trio.open_nursery() as workers:
-                    for _ in range(self._parallel):
-                        workers.start_soon(self._work, kinds, feed)
+
+                    def hire() -> None:
+                        while self._working < self._parallel:
+                            self._working += 1
+                            workers.start_soon(self._work, kinds, feed)
+
+                    self._hire = hire
+                    hire()
                 nursery.cancel_scope.cancel()
         finally:
+            self._hire = None
             await self._leave()
 
     async def run_levels(self, kind: StepKind) -> None:
@@ -203,22 +222,31 @@ class Transfer:
         return taken
 
     async def _work(self, kinds: Sequence[StepKind], feed: Feed) -> None:
+        try:
+            while not self.stopped and self._working <= self._parallel:
+                if not await self._some(kinds, feed):
+                    return
+        finally:
+            self._working -= 1
+
+    async def _some(self, kinds: Sequence[StepKind], feed: Feed) -> bool:
+        """Carry out what comes next, or wait for it; false: nothing will come."""
         limit, bytes_max = 1, None
         if self._mover is not None:
             limit, bytes_max = self._mover.steps_max, self._mover.bytes_max
-        while not self.stopped:
-            async with self._taking:
-                while folders := self._take((StepKind.MKDIR,), _LEVEL_STEPS, None):
-                    await self._levels(folders)
-                taken = self._take(kinds, limit, bytes_max)
-            if taken:
-                await self._batch(taken)
-            elif feed.ended:
-                return
-            else:
-                await feed.wait()
-            if len(self._results) >= _RESULTS_MAX:
-                await self._note()
+        async with self._taking:
+            while folders := self._take((StepKind.MKDIR,), _LEVEL_STEPS, None):
+                await self._levels(folders)
+            taken = self._take(kinds, limit, bytes_max)
+        if taken:
+            await self._batch(taken)
+        elif feed.ended:
+            return False
+        else:
+            await feed.wait()
+        if len(self._results) >= _RESULTS_MAX:
+            await self._note()
+        return True
 
     async def _batch(self, taken: Sequence[TakenStep]) -> None:
         if self._mover is None or self.full:

@@ -25,7 +25,7 @@ from syncer.options import Mode
 from syncer.plan import Plan, make_plan
 from syncer.remotes.errors import Missing, RemoteError, Unsupported
 from syncer.steps import Step, StepKind
-from syncer.transfer_job import filters_of
+from syncer.transfer_plan import filters_of
 from syncer.tree import ROOT, Features, Node, NodeKind, PageSink, Tree
 from syncer.units import parse_duration
 

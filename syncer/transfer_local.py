@@ -25,16 +25,16 @@ from syncer.local_tree import LocalTree
 from syncer.options import Options
 from syncer.remotes.errors import TRANSIENT, Changed, Exists, Full
 from syncer.remotes.local import system_errors
-from syncer.semantic import Classes, Strategy
+from syncer.semantic import SemanticClass, Strategy
 from syncer.steps import Step, StepResult, StepState
 from syncer.transfer_content import Pass
 from syncer.transfer_meter import Meter
+from syncer.transfer_room import BATCH_BYTES
 from syncer.transfer_steps import Steps
 from syncer.tree import NodeKind
 
 # One sync of the file system and one hop for so many; cancelling waits for one file of them.
 STEPS_MAX: Final = 4_000
-BYTES_MAX: Final = 256 << 20
 SMALL_BYTES_MAX: Final = 8 << 20  # larger ones have a progress of their own
 _READ_BYTES: Final = 4 << 20
 _DELTA_MIN: Final = 1 << 20  # smaller files are copied as fast as they are compared
@@ -45,8 +45,7 @@ _LATER: Final = (*TRANSIENT, Changed, Exists, Full)
 class LocalMover:
     """See Mover."""
 
-    steps_max = STEPS_MAX
-    bytes_max = BYTES_MAX
+    bytes_max = BATCH_BYTES
 
     def __init__(
         self,
@@ -55,14 +54,21 @@ class LocalMover:
         options: Options,
         meter: Meter,
         how: Callable[[Method, int], None],
+        limited: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`how` counts files by the way they were copied."""
+        """`how` counts files by the way they were copied. `limited`: bytes wait for bandwidth."""
         self._ways: Counter[Method] = Counter()
         self._source = source
         self._target = target
         self._options = options
         self._meter = meter
         self._how = how
+        self._limited = limited
+
+    @property
+    def steps_max(self) -> int:
+        """See Mover. Those that wait for bandwidth are taken one by one."""
+        return 1 if self._limited() else STEPS_MAX
 
     async def move(self, taken: Sequence[TakenStep]) -> list[StepResult | None]:
         """See Mover."""
@@ -93,6 +99,8 @@ class LocalMover:
     def _fits(self, taken: TakenStep) -> bool:
         step = taken.step
         if step.size > SMALL_BYTES_MAX or taken.attempts or taken.checkpoint is not None:
+            return False
+        if self._limited():
             return False
         # What has an old copy may be built from that, or goes to the trash.
         changed = self._options.smart and step.size >= _DELTA_MIN
@@ -182,7 +190,6 @@ class LocalSteps(Steps):
         *,
         how: Callable[[Method, int], None],
         save: Callable[[int, bytes | None], None],
-        classes: Classes,
         take: Pass | None = None,
         moved: Callable[[int], None] | None = None,
     ) -> None:
@@ -191,7 +198,6 @@ class LocalSteps(Steps):
         self._from, self._to = source, target
         self._how = how
         self._save = save
-        self._classes = classes
         self._waiting = take
         self._counting = moved
 
@@ -248,7 +254,7 @@ class LocalSteps(Steps):
         assert node is not None
         if old is None or old.kind is not NodeKind.FILE or min(old.size, node.size) < _DELTA_MIN:
             return None
-        strategy = self._classes.classify(step.path).strategy
+        strategy = SemanticClass(step.rank).strategy
         if strategy is Strategy.REPLACE:
             return None
         runs: list[Run] | None = None

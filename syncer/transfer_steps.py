@@ -23,13 +23,13 @@ from syncer.remotes.errors import (
     Unsupported,
 )
 from syncer.steps import Step, StepKind, StepResult, StepState
-from syncer.transfer_content import Pass, digest_of, source_content
+from syncer.transfer_content import BLOCK_BYTES, Pass, digest_of, source_content
 from syncer.tree import Features, Metadata, Node, NodeKind, Tree
 
 CHANGED_MAX = 3  # times that a file is read again because it changed meanwhile
 SPOILED_MAX = 2  # times that a file is written which then does not verify
 _SAME_NAMES_MAX = 1_000  # in the trash
-_AHEAD = 8  # blocks of one file that are read before they are asked for
+_AHEAD_BYTES = 8 << 20  # of one file that are read before they are asked for
 
 
 class NotVerified(RemoteError):
@@ -101,6 +101,7 @@ class Steps:
         *,
         take: Pass | None = None,
         moved: Callable[[int], None] | None = None,
+        ahead_bytes: int = _AHEAD_BYTES,
     ) -> None:
         """`take` waits for bandwidth; `moved` counts bytes as they pass."""
         self.source = source
@@ -109,6 +110,12 @@ class Steps:
         self.checkpoints: dict[int, bytes] = {}  # of the steps that are being carried out
         self._take = take
         self._moved = moved
+        self._ahead = 0
+        self.read_ahead(ahead_bytes)
+
+    def read_ahead(self, count: int) -> None:
+        """Read so many bytes of each file before they are asked for, from the next file on."""
+        self._ahead = max(1, count // BLOCK_BYTES)
 
     async def metadata(self, step: Step) -> Metadata:
         """What the destination of a step gets."""
@@ -223,7 +230,7 @@ class Steps:
         )
 
     async def _digest(self, tree: Tree, path: bytes, node: Node) -> bytes:
-        return await digest_of(tree, path, node, ahead=_AHEAD)
+        return await digest_of(tree, path, node, ahead=self._ahead)
 
     async def _as_it_is(self, step: Step) -> Node:
         node = await self.source.stat(step.source_path)
@@ -244,7 +251,7 @@ class Steps:
             self.source,
             step.source_path,
             node,
-            ahead=_AHEAD,
+            ahead=self._ahead,
             before=self._take,
             after=self._moved,
             hashed=self.options.verify,

@@ -18,7 +18,7 @@ from syncer.options import Mode, Verb
 from syncer.plan import Plan, make_plan
 from syncer.steps import Step, StepKind
 from syncer.transfer_backup import open_store
-from syncer.transfer_job import filters_of
+from syncer.transfer_plan import filters_of
 from syncer.walk import Problem
 
 # What a directory's own times say is of no interest: they follow from what is in it.

@@ -15,7 +15,7 @@ from syncer.tree import Features
 
 MIB: Final = 1 << 20
 PARALLEL_MAX: Final = 64
-BLOCK_BYTES_MIN: Final = MIB
+BLOCK_BYTES_MIN: Final = 4 * MIB
 BLOCK_BYTES_MAX: Final = 16 * MIB
 MEMORY_BYTES_MAX: Final = 256 * MIB  # of blocks under way
 
@@ -23,11 +23,10 @@ _PARALLEL_CHOSEN_MAX: Final = 32  # before anything is measured
 _LOCAL_PARALLEL_MAX: Final = 4  # a disk gains little from more
 _WIRE_PARALLEL_MIN: Final = 4
 _FILES_PER_ROUND_TRIP_S: Final = 400  # 40 ms: 16 more; a small file takes 2 to 4 round trips
-_WIRE_BYTES_PER_S: Final = 100 * MIB  # a gigabit: what a block should cover in a round trip
+_WIRE_BYTES_PER_S: Final = 100 * MIB  # a gigabit
 
 _GAIN_MIN: Final = 0.10  # smaller differences of speed are noise
 _SAMPLE_S_MIN: Final = 2.0
-_CPU_FULL: Final = 0.85
 _CPU_IDLE: Final = 0.5
 
 
@@ -36,8 +35,8 @@ class Tuning:
     """What a job runs with."""
 
     parallel: int  # files at a time
-    block_bytes: int  # read and written at once
-    codec: str  # zstd, lz4, none
+    block_bytes: int  # of each file that are read before they are asked for
+    codec: str  # of what is stored: zstd, lz4, none; "": the store's own
     reasons: tuple[str, ...] = ()  # sentences, for --explain
 
 
@@ -58,7 +57,6 @@ class Tuner:
 
     tuning: Tuning
     fixed_parallel: bool
-    fixed_codec: bool
     parallel_max: int
     speed: float = 0.0  # of the last sample, at `before` files at a time
     before: int = 0  # 0: nothing measured yet
@@ -66,10 +64,10 @@ class Tuner:
 
 
 def _block_bytes(round_trip_s: float) -> int:
-    """Enough to keep a gigabit busy for a round trip, in powers of two."""
-    wanted = max(1.0, round_trip_s * _WIRE_BYTES_PER_S / MIB)
+    """Enough to keep a gigabit busy for two round trips, in powers of two."""
+    wanted = max(1.0, 2 * round_trip_s * _WIRE_BYTES_PER_S / MIB)
     power = math.ceil(math.log2(min(wanted, BLOCK_BYTES_MAX / MIB)))
-    return min(BLOCK_BYTES_MAX, BLOCK_BYTES_MIN << power)
+    return max(BLOCK_BYTES_MIN, min(BLOCK_BYTES_MAX, MIB << power))
 
 
 def _fitting(parallel: int, block_bytes: int) -> int:
@@ -79,18 +77,31 @@ def _fitting(parallel: int, block_bytes: int) -> int:
     return block_bytes
 
 
-def _codec(options: Options, destination: Features, cores: int) -> tuple[str, str]:
-    if options.compression:
-        return options.compression, f"codec {options.compression}: as asked for"
+def _codec(options: Options, destination: Features, cores: int, *, own: bool) -> tuple[str, str]:
+    if destination.chunked and own:
+        return "", "codec: the daemon's own, as its configuration says"
     if not destination.chunked:
         return "none", "no compression: the destination keeps files as they are"
+    if options.compression:
+        return options.compression, f"codec {options.compression}: as asked for"
     if destination.local and cores == 1:
         return "lz4", "codec lz4: one core, and no wire that would gain from more"
     return "zstd", "codec zstd: the destination is a store"
 
 
-def tune(options: Options, source: Features, destination: Features, cores: int) -> Tuner:
-    """Choose what to begin with. `cores`: those that this process may use."""
+def tune(
+    options: Options,
+    source: Features,
+    destination: Features,
+    cores: int,
+    *,
+    own_codec: bool = False,
+) -> Tuner:
+    """Choose what to begin with. `cores`: those that this process may use.
+
+    The codec is chosen once: a store lasts longer than the minute in which the cores were busy.
+    `own_codec`: a store has one already.
+    """
     cores = max(1, cores)
     round_trip_s = max(source.round_trip_s, destination.round_trip_s)
     wire = not (source.local and destination.local)
@@ -109,17 +120,16 @@ def tune(options: Options, source: Features, destination: Features, cores: int) 
         parallel = min(cores, _LOCAL_PARALLEL_MAX)
         why = f"{parallel} files at a time: {cores} cores, and both ends are local"
     block_bytes = _fitting(parallel, _block_bytes(round_trip_s) if wire else 4 * MIB)
-    codec, why_codec = _codec(options, destination, cores)
-    why_block = f"{block_bytes // MIB} MiB at once: " + (
-        "what a gigabit carries in a round trip, within the memory"
+    codec, why_codec = _codec(options, destination, cores, own=own_codec)
+    why_block = f"{block_bytes // MIB} MiB of each file are read ahead: " + (
+        "what a gigabit carries in two round trips, within the memory"
         if wire
-        else "large enough that calls cost nothing"
+        else "no wire has to be kept busy"
     )
     return Tuner(
         Tuning(parallel, block_bytes, codec, (why, why_block, why_codec)),
         # More files at a time than cores do not make two local ends faster.
         fixed_parallel=bool(options.parallel) or not wire,
-        fixed_codec=bool(options.compression) or not destination.chunked,
         parallel_max=PARALLEL_MAX,
     )
 
@@ -130,15 +140,6 @@ def _with_parallel(tuning: Tuning, parallel: int, why: str) -> Tuning:
     return replace(
         tuning, parallel=parallel, block_bytes=block_bytes, reasons=(*tuning.reasons, reason)
     )
-
-
-def _step_codec(tuner: Tuner, sample: Sample) -> Tuning:
-    tuning = tuner.tuning
-    if not tuner.fixed_codec and tuning.codec == "zstd" and sample.cpu_share > _CPU_FULL:
-        # Once, and never back: a codec that changes to and fro would never be measured right.
-        reason = f"codec lz4: the cores are {sample.cpu_share:.0%} busy"
-        return replace(tuning, codec="lz4", reasons=(*tuning.reasons, reason))
-    return tuning
 
 
 def _speed(sample: Sample) -> float:
@@ -163,7 +164,6 @@ def step(tuner: Tuner, sample: Sample) -> Tuner:
         return replace(tuner, tuning=tuning, parallel_max=parallel, settled=True)
     if sample.seconds < _SAMPLE_S_MIN or not (sample.bytes_moved or sample.files):
         return tuner
-    tuner = replace(tuner, tuning=_step_codec(tuner, sample))
     if tuner.fixed_parallel or tuner.settled:
         return tuner
     speed, parallel = _speed(sample), tuner.tuning.parallel

@@ -69,7 +69,7 @@ def test_whatever_is_seen_the_tuning_is_within_its_bounds(
             assert len(tuner.tuning.reasons) > len(before.tuning.reasons)
     if options.parallel:
         assert tuner.tuning.parallel == min(options.parallel, PARALLEL_MAX)
-    if options.compression:
+    if options.compression and destination.chunked:
         assert tuner.tuning.codec == options.compression
 
 
@@ -140,22 +140,18 @@ def test_fewer_at_once_when_the_remote_asks_for_patience() -> None:
     assert step(asked_for, Sample(0.1, busy_answers=9)) == asked_for
 
 
-def test_the_codec_is_the_cheaper_one_when_the_cores_are_busy() -> None:
-    tuner = tune(Options(), LOCAL, STORE, 4)
-    assert tuner.tuning.codec == "zstd"
-    busy = step(tuner, Sample(5.0, bytes_moved=10**9, cpu_share=0.95))
-    assert busy.tuning.codec == "lz4"
-    assert step(busy, Sample(5.0, bytes_moved=10**9, cpu_share=0.1)).tuning.codec == "lz4"
-    assert tune(Options(), LOCAL, S3, 4).tuning.codec == "none"
+def test_the_codec_is_that_of_the_store() -> None:
+    assert tune(Options(), LOCAL, STORE, 4).tuning.codec == "zstd"
     assert tune(Options(), LOCAL, STORE, 1).tuning.codec == "lz4"
-    asked = tune(Options(compression="zstd"), LOCAL, STORE, 4)
-    assert step(asked, Sample(5.0, bytes_moved=10**9, cpu_share=1.0)).tuning.codec == "zstd"
+    assert tune(Options(), LOCAL, S3, 4).tuning.codec == "none"
+    assert tune(Options(compression="lz4"), LOCAL, STORE, 4).tuning.codec == "lz4"
+    assert tune(Options(compression="lz4"), LOCAL, STORE, 4, own_codec=True).tuning.codec == ""
 
 
 def test_every_choice_is_explained() -> None:
     reasons = " / ".join(tune(Options(), LOCAL, S3, 2).tuning.reasons)
     assert "20 files at a time: a round trip is taken for 40 ms" in reasons
-    assert "4 MiB at once" in reasons
+    assert "8 MiB of each file are read ahead" in reasons
     assert "no compression" in reasons
     assert "as asked for" in " ".join(tune(Options(parallel=3), LOCAL, S3, 2).tuning.reasons)
     assert "64" in tune(Options(parallel=300), LOCAL, S3, 2).tuning.reasons[0]
