@@ -5,22 +5,35 @@ is some time later. A destination is given the first, then the second, and is re
 under test, too.
 """
 
+import itertools
 import random
 import shutil
+import sys
 
 import pytest
 
 from syncer.context import Context
 from syncer.engine import run_job
 from syncer.events import Silence
+from syncer.jobs_spec import spec_fields
 from syncer.options import JobSpec, Mode, Options, Verb
 from tests.mount.conftest import workplace  # noqa: F401  a fixture
 from tests.mount.harness import Daemon, Watch
+from tests.mount.harness import run as run_command
 from tests.syncer.pairs.places import KINDS, File, Servers
 
 LIMIT_S = 300.0
 DAY_NS = 86_400 * 10**9
 BEGAN_NS = 1_700_000_000_123_456_700  # SMB counts in hundreds of nanoseconds
+
+# Each kind three times as source and three times as destination; all others in the soak.
+USUAL = {
+    (kind, KINDS[(at + step) % len(KINDS)]) for at, kind in enumerate(KINDS) for step in (0, 1, 4)
+}
+PAIRS = [
+    pair if pair in USUAL else pytest.param(*pair, marks=pytest.mark.soak)
+    for pair in itertools.product(KINDS, KINDS)
+]
 
 ODD_NAMES = [b"-rf", b"n" * 255, b"new\nline", b"in\xffvalid"]
 MORE_ODD_NAMES = [
@@ -133,8 +146,7 @@ def assert_directories(source, target, *paths):
     assert target.empty_directories() == (set(paths) if kept else set())
 
 
-@pytest.mark.parametrize("other", KINDS)
-@pytest.mark.parametrize("one", KINDS)
+@pytest.mark.parametrize(("one", "other"), PAIRS)
 async def test_what_a_source_is_the_destination_becomes(servers, sources, one, other):
     (before, after), (first, later), changed = sources(one, whole=False)
     target = servers.place(other)
@@ -190,3 +202,59 @@ async def test_every_verb_in_every_direction(servers, sources, one, other):
     assert report.deleted > 0
     assert_holds(target, ended)
     assert_directories(before, target, b"d/bare", b"other")
+
+
+def orbit_ctl(servers, *arguments, codes=(0,)):
+    command = [sys.executable, "-m", "cli.orbit_ctl", "--socket", servers.daemon.socket]
+    return run_command(*command, *arguments, codes=codes)
+
+
+def in_the_daemon(servers, pairs, verb, **options):
+    """Jobs for all these at once; their reports. They go through the worker and the door."""
+    numbers = []
+    for source, target in pairs:
+        fields = spec_fields(JobSpec(verb, source.url, target.url, Options(**options)))
+        numbers.append(servers.daemon.client.post("/v1/jobs", {"spec": fields}, 60.0)["number"])
+    for number in numbers:
+        orbit_ctl(servers, "jobs", "wait", str(number), codes=(0, 1))
+    asked = [servers.daemon.client.get(f"/v1/jobs/{number}", 60.0) for number in numbers]
+    return [job["report"] for job in asked]
+
+
+@pytest.mark.parametrize("inwards", [True, False], ids=["into the mount", "out of the mount"])
+def test_the_daemon_does_the_same(servers, sources, inwards):
+    others = [kind for kind in KINDS if kind != "mount"] + ["mount"] * inwards
+    rounds = []
+    for kind in others:
+        (before, after), (first, later), changed = sources(
+            kind if inwards else "mount", whole=False
+        )
+        target = servers.place("mount" if inwards else kind)
+        begun, ended = held(before, target, first), held(before, target, later)
+        rounds.append((before, after, target, begun, ended, changed))
+    reports = in_the_daemon(
+        servers, [(each[0], each[2]) for each in rounds], Verb.COPY, verify=True
+    )
+    for report, (before, _, target, begun, _, _) in zip(reports, rounds, strict=True):
+        assert report["files_copied"] == len(begun), report["failures"]
+        assert_holds(target, begun)
+        assert_directories(before, target, b"d/bare", b"bare")
+    pairs = [(each[1], each[2]) for each in rounds]
+    reports = in_the_daemon(servers, pairs, Verb.SYNC, mode=Mode.MIRROR, force=True)
+    for report, (before, _, target, _, ended, changed) in zip(reports, rounds, strict=True):
+        assert report["files_copied"] == len(changed), report["failures"]
+        assert_holds(target, ended)
+        assert_directories(before, target, b"d/bare", b"other")
+
+
+def test_orbit_ctl_copies_into_the_mount_and_out_of_it(servers, sources):
+    (before, _), (first, _), _ = sources("s3", whole=False)
+    inside, target = servers.place("mount"), servers.place("gs")
+    said = orbit_ctl(servers, "copy", before.url, inside.url, "--verify")
+    assert "copied" in said
+    assert_holds(inside, first)
+    orbit_ctl(servers, "sync", "--mode", "mirror", inside.url, target.url)
+    assert_holds(target, first)
+    orbit_ctl(servers, "verify", inside.url, target.url)
+    (before, _), _, _ = sources("local", whole=False)
+    orbit_ctl(servers, "verify", before.url, target.url, codes=(3,))
