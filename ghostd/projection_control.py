@@ -192,6 +192,7 @@ class ProjectionControl:
             conflicts=len(projection.conflicts),
             unpushed=unpushed,
             unpushed_bytes=unpushed_bytes,
+            pushing=pushing.busy,
             push_error=pushing.error,
             pushed_age_s=max(0.0, time.time() - pushing.pushed_at) if pushing.pushed_at else None,
         )

@@ -43,6 +43,7 @@ class ProjectionInfo:
     conflicts: int  # files changed here and at the remote
     unpushed: int = 0  # files, directories and names changed here and not pushed
     unpushed_bytes: int = 0  # of the files among them
+    pushing: bool = False  # rw: changes wait to be pushed, or are on their way
     push_error: str = ""  # rw: why the last push did not send everything; empty: it did
     pushed_age_s: float | None = None  # rw: since the last push ended; None: none has
 

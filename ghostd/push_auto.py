@@ -46,6 +46,12 @@ class Pushing:
     retry_s: float = 0.0  # until the next try; 0: none is due before something changes
     pushed_at: float = 0.0  # seconds since 1970, when the last one ended; 0: never
     running: bool = False
+    waiting: bool = False  # something was changed since the last push began
+
+    @property
+    def busy(self) -> bool:
+        """There is, or may be, something to push."""
+        return self.running or self.waiting
 
 
 class AutoPush:
@@ -73,7 +79,12 @@ class AutoPush:
 
     def state(self, projection: int) -> Pushing:
         """How it is going."""
-        return self._states.get(projection) or Pushing()
+        known = self._projections.get(projection)
+        if known is None or known.row.mode != AUTO_MODE:
+            return Pushing()
+        state = self._states.setdefault(projection, Pushing())
+        state.waiting = projection in self._watch.touched
+        return state
 
     def _all(self) -> list[Projection]:
         return [each for each in self._projections.all() if each.row.mode == AUTO_MODE]
