@@ -35,10 +35,6 @@ COOKIE_FIRST = 16  # lower ones are "." and ".."
 T = TypeVar("T")
 
 
-class NamespaceMissing(OrbitError):
-    """The state folder has packs but no namespace.db."""
-
-
 class NamespaceDamaged(OrbitError):
     """SQLite cannot read namespace.db."""
 

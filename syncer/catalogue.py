@@ -28,6 +28,7 @@ from blockstore.errors import FormatTooNew
 from blockstore.ids import ID_BYTES, ChunkId
 from syncer.recipes import TreeDamaged
 from syncer.remotes.errors import Exists, Missing, RemoteError
+from syncer.remotes.held import Held
 from syncer.remotes.remote import Entry, Kind, Remote, Version
 from syncer.tree_objects import Sums
 
@@ -323,19 +324,6 @@ class FolderCatalogue:
         await trio.to_thread.run_sync(self.records.remove, snapshot)
 
 
-class _Bytes:
-    """A ByteSource in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        """See ByteSource."""
-        await trio.lowlevel.checkpoint()
-        return self._data[offset : offset + length]
-
-
 class RemoteCatalogue:
     """A catalogue on a remote: that of remote repositories.
 
@@ -390,7 +378,7 @@ class RemoteCatalogue:
     async def add(self, snapshot: Snapshot) -> None:
         """See Catalogue."""
         try:
-            await self._remote.write(self._key(snapshot), _Bytes(snapshot.encode()), replace=False)
+            await self._remote.write(self._key(snapshot), Held(snapshot.encode()), replace=False)
         except Exists:
             raise Exists(
                 f"there is a snapshot {snapshot.name!r} already: choose another name"

@@ -34,6 +34,7 @@ from syncer.door_protocol import (
     xattrs_from_wire,
 )
 from syncer.remotes.errors import Busy, RemoteError, Unsupported
+from syncer.remotes.held import Held
 from syncer.tree import Content, Features, Metadata, Node, NodeKind, PageSink
 
 _PUT_BYTES = 16 << 20  # in one message
@@ -328,7 +329,7 @@ class DoorTree:
                 try:
                     outcomes[index] = await self.write(
                         file.path,
-                        _Held(file.data),
+                        Held(file.data),
                         file.metadata,
                         old=file.old,
                         replace=file.replace,
@@ -417,21 +418,6 @@ class DoorTree:
     async def close(self) -> None:
         """See Tree. The door stays open: it has other users."""
         await trio.lowlevel.checkpoint()
-
-
-class _Held:
-    """A Content whose bytes are at hand."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    @property
-    def size(self) -> int:
-        return len(self._data)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        await trio.lowlevel.checkpoint()
-        return self._data[offset : offset + length]
 
 
 def _item(path: str, size: int, metadata: Metadata, old: Node | None, *, replace: bool) -> Head:

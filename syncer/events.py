@@ -7,7 +7,6 @@ timestamp, event, source, destination, bytes, duration_ms, checksum, compression
 from __future__ import annotations
 
 import datetime as dt
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -71,11 +70,6 @@ def event_fields(event: Event) -> dict[str, Any]:
     if event.message:
         fields["message"] = event.message
     return fields
-
-
-def event_line(event: Event) -> str:
-    """One JSON object, without the newline."""
-    return json.dumps(event_fields(event), ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,18 +90,3 @@ class NameCheck:
                     directory + b"/" + name if directory else name,
                     f"the destination takes this name and {shown!r} for the same: rename one",
                 )
-
-
-def escapes(path: bytes, target: bytes) -> bool:
-    """Whether a symlink at `path` of a tree leads out of the tree."""
-    if target.startswith(b"/"):
-        return True
-    depth = path.count(b"/")
-    for name in target.split(b"/"):
-        if name == b"..":
-            depth -= 1
-            if depth < 0:
-                return True
-        elif name not in {b"", b"."}:
-            depth += 1
-    return False

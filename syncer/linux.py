@@ -6,12 +6,10 @@ import ctypes
 import errno
 import fcntl
 import os
-import struct
 from typing import Final
 
 _RENAME_NOREPLACE: Final = 1
 _FICLONE: Final = 0x40049409
-_FICLONERANGE: Final = 0x4020940D
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _STATFS_BYTES: Final = 256  # more than any machine's struct statfs
 
@@ -51,12 +49,6 @@ def _check(result: int) -> None:
 def clone(target: int, source: int) -> None:
     """Let `target` share all of `source`'s blocks (FICLONE)."""
     fcntl.ioctl(target, _FICLONE, source)
-
-
-def clone_range(target: int, source: int, source_offset: int, length: int, offset: int) -> None:
-    """Likewise for a range; offsets and length (bytes) in whole blocks, 0: up to the end."""
-    request = struct.pack("=qQQQ", source, source_offset, length, offset)
-    fcntl.ioctl(target, _FICLONERANGE, request)
 
 
 def sync_file_system(handle: int) -> None:

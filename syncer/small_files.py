@@ -14,6 +14,7 @@ from typing import Protocol
 import trio
 
 from syncer.remotes.errors import Missing
+from syncer.remotes.held import Held
 from syncer.remotes.local import system_errors
 from syncer.remotes.remote import Kind, Page, Remote
 
@@ -50,7 +51,7 @@ class RemoteFiles:
 
     async def write(self, name: str, data: bytes, *, replace: bool = True) -> None:
         """See SmallFiles."""
-        await self._remote.write(name.encode(), _Bytes(data), replace=replace)
+        await self._remote.write(name.encode(), Held(data), replace=replace)
 
     async def names(self, folder: str) -> list[str]:
         """See SmallFiles."""
@@ -68,18 +69,6 @@ class RemoteFiles:
         """See SmallFiles."""
         with contextlib.suppress(Missing):
             await self._remote.delete(name.encode())
-
-
-class _Bytes:
-    """A ByteSource."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        await trio.lowlevel.checkpoint()
-        return self._data[offset : offset + length]
 
 
 class LocalFiles:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from syncer.remotes.errors import Garbled
 
-ATTRIBUTE_READONLY = 0x1
 ATTRIBUTE_DIRECTORY = 0x10
 ATTRIBUTE_REPARSE_POINT = 0x400
 

@@ -1,5 +1,6 @@
 """Jobs from their words to their report: what ends how, and what survives what."""
 
+import json
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ import trio
 from syncer.context import Context
 from syncer.ends import Ends
 from syncer.engine import Control, Run, run_job
-from syncer.events import Event, Report, Silence, event_line, timestamp
+from syncer.events import Event, Report, Silence, event_fields, timestamp
 from syncer.guardian import End, Surroundings
 from syncer.job_states import JobState
 from syncer.jobs import Jobs
@@ -240,7 +241,7 @@ def test_events_have_the_fields_of_the_design():
     event = Event(
         "file.copied", 1_767_225_600 * 10**9 + 1_500, "a", "b", 5, 1.5, "blake3:00", "zstd"
     )
-    assert event_line(event) == (
+    assert json.dumps(event_fields(event), ensure_ascii=False) == (
         '{"timestamp": "2026-01-01T00:00:00.000001Z", "event": "file.copied", "source": "a",'
         ' "destination": "b", "bytes": 5, "duration_ms": 1.5, "checksum": "blake3:00",'
         ' "compression": "zstd"}'

@@ -24,7 +24,7 @@ from syncer.guardian import (
     space_problem,
 )
 from syncer.guardian_mounts import Mounts, Place, absent_mount, is_within
-from syncer.guardian_names import NameCheck, escapes
+from syncer.guardian_names import NameCheck
 from syncer.guardian_quota import Left, _Dqblk, left_of, quota_left
 from syncer.guidance import Refused, Severity
 from syncer.options import JobSpec, Mode, Options, Verb
@@ -469,24 +469,3 @@ def test_names_that_become_one() -> None:
     assert not list(NameCheck(Features()).collisions(b"x", names))
     assert [one.path for one in NameCheck(CASELESS).collisions(b"", [b"q", b"Q"])] == [b"Q"]
     assert list(NameCheck(Features(), ignore_case=True).collisions(b"", [b"q", b"Q"]))
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.sampled_from((b"a", b"b")), max_size=3),
-    st.lists(st.sampled_from((b"..", b".", b"x", b"")), min_size=1, max_size=6),
-)
-def test_links_that_lead_out(folders: list[bytes], target: list[bytes]) -> None:
-    leads_to = b"/".join(target)
-    path = b"/".join((*folders, b"link"))
-    # As if the tree were ten folders down: who leaves it is seen from above.
-    root = b"/r" * 10
-    walked = root.split(b"/")[1:] + folders
-    out = leads_to.startswith(b"/")
-    for part in target:
-        if part == b"..":
-            walked.pop()
-            out = out or len(walked) < 10
-        elif part not in {b"", b"."}:
-            walked.append(part)
-    assert escapes(path, leads_to) is out
