@@ -9,7 +9,8 @@ import json
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlencode
 
 import click
@@ -18,11 +19,15 @@ from cli.projections import QUESTION_TIMEOUT_S, Answer, Ways
 from cli.verbs import VerbCommand, job_of, running, verb_options
 
 if TYPE_CHECKING:
+    from cli.client import Client
     from cli.orbit_ctl import Session
+
+T = TypeVar("T")
 
 _CALL_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.3
 _LOG_PAGE: Final = 1_000
+EXIT_NOTHING: Final = 2
 EXIT_TIMEOUT: Final = 5
 _PLACE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://|snapshot:|repo:)", re.ASCII)
 _FROM_FILES: Final = ("merge ", ". ", "include-from ", "exclude-from ")
@@ -62,6 +67,25 @@ def _rules(filters: list[str]) -> list[str]:
     return found
 
 
+class _JobWays(Ways):
+    """Calls whose failure must not look like a job's end: 3 says that data did not verify."""
+
+    begun = False  # a job was submitted, or is waited for
+
+    def call(self, call: Callable[[Client], T]) -> T:
+        """Make a call; ends the program when it fails: nothing was done, or nobody knows."""
+        from cli.client import CallFailed, ConnectionLost, DaemonAbsent, DaemonSilent
+
+        try:
+            return call(self.client)
+        except CallFailed as failure:
+            unknown = isinstance(failure, DaemonSilent | ConnectionLost) or (
+                self.begun and isinstance(failure, DaemonAbsent)
+            )
+            failure.exit_code = EXIT_TIMEOUT if unknown else EXIT_NOTHING
+            self._session.fail(failure)
+
+
 def _submit(session: Session, verb: str, given: dict[str, Any]) -> None:
     from cli.job_screen import How
 
@@ -78,8 +102,9 @@ def _submit(session: Session, verb: str, given: dict[str, Any]) -> None:
     job = job_of(verb, given, _absolute)
     if filters := job["options"].get("filters"):
         job["options"]["filters"] = _rules(filters)
-    ways = Ways(session)
+    ways = _JobWays(session)
     made = ways.post("/v1/jobs", {"spec": job}, _CALL_TIMEOUT_S)
+    ways.begun = True
     number = made["number"]
     if given["detach"] or made["state"] == "scheduled":
         click.echo(json.dumps({"job": number}) if how.as_json else f"job {number}")
@@ -270,6 +295,26 @@ def cancel(session: Session, number: int) -> None:
     _want(session, number, "cancel")
 
 
+@jobs.command("set")
+@_NUMBER
+@click.option(
+    "--bandwidth-limit",
+    "--bwlimit",
+    "bandwidth",
+    metavar="RATE",
+    help="A rate or timetable; off: none. Also while it runs.",
+)
+@click.option("--priority", type=int, help="Higher ones first.")
+@click.pass_obj
+def set_(session: Session, number: int, bandwidth: str | None, priority: int | None) -> None:
+    """Change a job that has not ended."""
+    if bandwidth is None and priority is None:
+        raise click.UsageError("set what? Give --bandwidth-limit or --priority")
+    ways = Ways(session)
+    asked: dict[str, object] = {"bandwidth": bandwidth, "priority": priority}
+    _print(ways, ways.post(f"/v1/jobs/{number}/set", asked, _CALL_TIMEOUT_S))
+
+
 @jobs.command()
 @_NUMBER
 @click.pass_obj
@@ -287,7 +332,8 @@ def wait(session: Session, number: int, timeout_s: float | None) -> None:
     """Return when a job has ended, with its exit code."""
     from cli.job_render import ENDED, exit_code, job_text
 
-    ways = Ways(session)
+    ways = _JobWays(session)
+    ways.begun = True
     limit = None if timeout_s is None else time.monotonic() + timeout_s
     url = f"/v1/jobs/{number}"
     while (job := ways.call(lambda client: client.get(url, QUESTION_TIMEOUT_S)))[

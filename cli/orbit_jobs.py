@@ -144,6 +144,35 @@ def cancel(session: Session, number: int, *, as_json: bool) -> None:
     _want(session, number, "cancel", as_json=as_json)
 
 
+@jobs.command("set")
+@click.argument("number", type=int)
+@click.option(
+    "--bandwidth-limit",
+    "--bwlimit",
+    "bandwidth",
+    metavar="RATE",
+    help="A rate or timetable; off: none. Also while it runs.",
+)
+@click.option("--priority", type=int, help="Higher ones first.")
+@_json
+@click.pass_obj
+def set_(
+    session: Session, number: int, bandwidth: str | None, priority: int | None, *, as_json: bool
+) -> None:
+    """Change a job that has not ended."""
+    if bandwidth is None and priority is None:
+        raise click.UsageError("set what? Give --bandwidth-limit or --priority")
+
+    def change(known: Jobs) -> Job:
+        if priority is not None:
+            known.set_priority(number, priority)
+        if bandwidth is not None:
+            known.set_bandwidth(number, bandwidth)
+        return known.get(number)
+
+    _print(session.with_jobs(change), as_json=as_json)
+
+
 @jobs.command()
 @click.argument("number", type=int)
 @_json

@@ -47,8 +47,9 @@ class Session:
         """Folders and the like."""
         if self._context is None:
             from syncer.context import Context
+            from syncer.settings import load_settings
 
-            self._context = Context()
+            self._context = Context(classes=self.guarded(load_settings).classes)
         return self._context
 
     def fail(self, message: str, code: int = EXIT_NOTHING) -> NoReturn:

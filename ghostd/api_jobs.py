@@ -42,6 +42,13 @@ class WantCall(_Call):
     wanted: Literal["run", "pause", "cancel"]
 
 
+class SetCall(_Call):
+    """What is changed of a job."""
+
+    bandwidth: Annotated[str, Field(max_length=10_000)] | None = None  # a rate or timetable
+    priority: int | None = None
+
+
 def add_jobs(app: FastAPI, control: Control) -> None:
     """Add the routes."""
     threads = trio.CapacityLimiter(_THREADS_MAX)
@@ -87,6 +94,11 @@ def add_jobs(app: FastAPI, control: Control) -> None:
     async def want(number: int, body: WantCall) -> facade.JobInfo:
         """Let a job run, pause or end."""
         return await call(lambda jobs: jobs.want(number, body.wanted))
+
+    @app.post("/v1/jobs/{number}/set", operation_id="set_job")
+    async def set_(number: int, body: SetCall) -> facade.JobInfo:
+        """Change a job that has not ended: how fast it may go, when its turn comes."""
+        return await call(lambda jobs: jobs.change(number, body.bandwidth, body.priority))
 
     @app.post("/v1/jobs/{number}/retry", operation_id="retry_job")
     async def retry(number: int) -> facade.JobInfo:

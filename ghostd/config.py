@@ -7,6 +7,7 @@ from, in this order: the command line, the environment (`ENV`), the TOML file, t
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ from ghostd.knobs import (
     size_knob,
     text_knob,
 )
+from syncer.settings import SEMANTIC, SettingsInvalid, classes_of
 
 
 def _is_root() -> bool:
@@ -203,6 +205,16 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class JobsConfig:
+    """Jobs of the syncer, which a process of their own carries out."""
+
+    at_once: int = int_knob(2, "Jobs at a time.", low=1, high=64)
+    bandwidth: str = text_knob(
+        "", "A rate or timetable for all jobs together (docs/sync.md); empty: no limit."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConfig:
     """What the daemon tells on stderr."""
 
@@ -227,7 +239,9 @@ class Config:
     read: ReadConfig = field(default_factory=ReadConfig)
     remotes: RemotesConfig = field(default_factory=RemotesConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    jobs: JobsConfig = field(default_factory=JobsConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    classes: tuple[tuple[str, str], ...] = ()  # [semantic] in the file: globs and classes
     projections: tuple[ProjectionConfig, ...] = ()  # [[projection]] in the file
 
 
@@ -238,8 +252,18 @@ SECTIONS: dict[str, type[Any]] = {
     "read": ReadConfig,
     "remotes": RemotesConfig,
     "memory": MemoryConfig,
+    "jobs": JobsConfig,
     "telemetry": TelemetryConfig,
 }
+
+_SEMANTIC_DOCS = [
+    "",
+    f"## [{SEMANTIC}]",
+    "",
+    'What `--smart` is to take files for: `"GLOB" = "CLASS"`, as in `"*.sqlite" = "critical"`;',
+    "the first glob that matches wins, then what names and first bytes say. Classes: critical,",
+    "high, normal, low. `orbit` reads the same section of `$XDG_CONFIG_HOME/orbit/config.toml`.",
+]
 
 # Environment variable -> the knob it sets. ORBIT_CONFIG and ORBIT_SOCKET name places, not knobs.
 ENV: dict[str, tuple[str, str]] = {
@@ -269,12 +293,33 @@ def load_config(flag: Path | None = None, env: Mapping[str, str] = os.environ) -
     path = config_path(flag, env)
     tables = {} if path is None else _read_toml(path)
     projections = parse_projections(tables.pop(PROJECTION, []), str(path))
+    classes = _classes(tables.pop(SEMANTIC, {}), str(path))
     chosen = _checked(tables, str(path))
     for name, (section, key) in ENV.items():
         if text := env.get(name, "").strip().lower():
             chosen.setdefault(section, {})[key] = _parsed(section, key, text, f"${name}")
     sections = {section: SECTIONS[section](**keys) for section, keys in chosen.items()}
-    return Config(**sections, projections=projections)
+    made = Config(**sections, classes=classes, projections=projections)
+    _check_bandwidth(made.jobs.bandwidth, str(path))
+    return made
+
+
+def _classes(table: object, source: str) -> tuple[tuple[str, str], ...]:
+    try:
+        return classes_of(table, source)
+    except SettingsInvalid as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_bandwidth(text: str, source: str) -> None:
+    if not text:
+        return
+    from syncer.bandwidth import BadRate, parse_timetable
+
+    try:
+        parse_timetable(text)
+    except BadRate as error:
+        raise ConfigError(f"{source}: [jobs] bandwidth: {error}") from error
 
 
 def _read_toml(path: Path) -> dict[str, object]:
@@ -348,6 +393,9 @@ def show_config(config: Config) -> str:
             lines += ([""] if lines else []) + [f"[{section}]"]
             previous = section
         lines.append(f"{key} = {_toml(knob, getattr(getattr(config, section), key))}")
+    if config.classes:
+        lines += ["", f"[{SEMANTIC}]"]
+        lines += [f"{json.dumps(glob)} = {json.dumps(name)}" for glob, name in config.classes]
     return "\n".join(lines + projections_toml(config.projections)) + "\n"
 
 
@@ -380,7 +428,7 @@ def describe_knobs() -> str:
             previous = section
         shown = knob.default_text or f"`{_toml(knob, default)}`"
         lines.append(f"| `{key}` | {shown} | {knob.allowed()} | {knob.about} |")
-    lines += PROJECTION_DOCS
+    lines += _SEMANTIC_DOCS + PROJECTION_DOCS
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ from blockstore.store import BlockStore
 from ghostd.door_server import DoorServer, SnapshotRecords
 from ghostd.door_tree import DoorTree
 from ghostd.in_loop import InLoop
-from ghostd.job_worker import JobWorker
+from ghostd.job_worker import JobWorker, WorkerOptions
 from ghostd.jobs_facade import JobControl
 from ghostd.threads import Threads
 from syncer.jobs import Jobs
@@ -28,11 +28,12 @@ class JobService:
         tree: DoorTree,
         snapshots: SnapshotRecords,
         threads: Threads,
+        options: WorkerOptions,
     ) -> None:
         """Raises FormatTooNew, JobsDamaged, StorageFull, StorageFailed."""
         self.jobs = self._jobs = Jobs.open(state / DATABASE)
         self.door = DoorServer(store, tree, snapshots, InLoop(), mount)
-        self.worker = JobWorker(self._jobs, state, mount, self.door, threads)
+        self.worker = JobWorker(self._jobs, state, mount, self.door, threads, options)
         self.control = JobControl(self._jobs, self.worker.wake, state / AUDIT)
 
     async def run(self) -> None:

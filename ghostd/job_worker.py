@@ -7,10 +7,12 @@ when no job waits.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,17 +32,33 @@ _CRASHED_MAX_S: Final = 60.0
 _LIVED_S: Final = 30.0  # who lives longer has not crashed at once
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What the daemon's configuration says of jobs."""
+
+    at_once: int = 2
+    bandwidth: str = ""  # of all jobs together: a rate or timetable
+    classes: tuple[tuple[str, str], ...] = ()  # globs and semantic classes
+
+
 class JobWorker:
     """Owned by the filesystem's loop; `wake` is for any thread."""
 
     def __init__(
-        self, jobs: Jobs, state: Path, mount: Path, door: DoorServer, threads: Threads
+        self,
+        jobs: Jobs,
+        state: Path,
+        mount: Path,
+        door: DoorServer,
+        threads: Threads,
+        options: WorkerOptions,
     ) -> None:
         self._threads = threads
         self._jobs = jobs
         self._state = state
         self._mount = mount
         self._door = door
+        self._options = options
         self._token: trio.lowlevel.TrioToken | None = None
         self._woken = trio.Event()
         self.pid = 0  # 0: no worker runs
@@ -81,6 +99,9 @@ class JobWorker:
         command = [sys.executable, "-m", "syncer.worker", "--parent", str(os.getpid())]
         command += ["--state", str(self._state), "--mount", str(self._mount)]
         command += ["--door", ",".join(map(str, numbers))]
+        command += ["--jobs", str(self._options.at_once)]
+        command += [f"--bandwidth={self._options.bandwidth}"]
+        command += ["--classes", json.dumps(self._options.classes)]
         try:
             # The kernel ends it with the *thread* that started it: one that lives as long as we.
             process = await self._threads.run("keep", _start, command, numbers)

@@ -129,6 +129,14 @@ class JobControl:
         self._wake()
         return _info(job)
 
+    def change(self, number: int, bandwidth: str | None, priority: int | None) -> JobInfo:
+        """Set what is given, also while it runs. Raises NoSuchJob, BadJob, NotNow."""
+        if bandwidth is not None:
+            self._jobs.set_bandwidth(number, bandwidth)
+        if priority is not None:
+            self._jobs.set_priority(number, priority)
+        return _info(self._jobs.get(number))
+
     def retry(self, number: int) -> JobInfo:
         """Queue it again. Raises NoSuchJob, NotNow."""
         job = self._jobs.retry(number)

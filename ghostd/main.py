@@ -39,6 +39,7 @@ from ghostd.flusher import Flusher
 from ghostd.fuse import Operations, supplementary_groups
 from ghostd.invalidator import Invalidator
 from ghostd.job_service import JobService
+from ghostd.job_worker import WorkerOptions
 from ghostd.keeper import SNAPSHOTS_FOLDER, Keeper
 from ghostd.listings import ListingOptions
 from ghostd.logs import configure_logging
@@ -349,6 +350,7 @@ class Daemon:
             ),
             snapshots,
             self._threads,
+            WorkerOptions(config.jobs.at_once, config.jobs.bandwidth, config.classes),
         )
         stack.callback(self._jobs.close)
         self._keeper.holds.append(lambda: self._jobs.door.holds)

@@ -6,15 +6,19 @@ Most commands end within two seconds: they open no database. A longer one is beg
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from blockstore.errors import OrbitError
 from syncer.context import Context
 from syncer.engine import Control, run_job
 from syncer.events import Event, Progress, Report, Tell
+from syncer.job_link import CLEAN_DAYS, CLEAN_JOBS_MAX, JobTell, adopt, end, obey
 from syncer.options import JobSpec
 
 if TYPE_CHECKING:
@@ -89,8 +93,6 @@ class Foreground:
     def begin(self) -> HeldJob:
         """Have it in `jobs.db`. Blocks for some milliseconds. Raises OrbitError."""
         if self.held is None:
-            from syncer.worker import JobTell
-
             self._jobs = open_jobs(self._context)
             self.held = self._jobs.begin(self._spec)
             self._tell.begin(JobTell(self.held))
@@ -101,8 +103,6 @@ class Foreground:
 
     async def run(self, begun: Callable[[int], None] | None = None) -> Report:
         """From beginning to end. `begun` is given its number when it has one."""
-        from syncer.worker import end, obey
-
         async with trio.open_nursery() as nursery:
 
             async def tend() -> None:
@@ -110,7 +110,7 @@ class Foreground:
                 held = self.begin()
                 if begun is not None:
                     begun(held.number)
-                await held.tend(lambda wanted: obey(self.control, wanted))
+                await held.tend(partial(obey, self.control), partial(adopt, self.control))
 
             if not self._dry_run:
                 nursery.start_soon(tend)
@@ -127,7 +127,14 @@ class Foreground:
             held = self.held
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(end, held, report)
+                await trio.to_thread.run_sync(self._clean)
         return report
+
+    def _clean(self) -> None:
+        """Forget the steps of old jobs: no worker may ever do it. Blocks."""
+        if self._jobs is not None:
+            with contextlib.suppress(OrbitError):  # the next one will
+                self._jobs.clean(days=CLEAN_DAYS, jobs_max=CLEAN_JOBS_MAX)
 
     def close(self) -> None:
         """Let go of `jobs.db`."""

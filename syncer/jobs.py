@@ -8,6 +8,7 @@ wait for an fsync. Docs: docs/jobs.md.
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Final
 import apsw
 
 from blockstore.disk import Disk
+from syncer.bandwidth import BadRate, parse_timetable
 from syncer.job_states import ENDED, RETRIABLE, JobState, Wanted, cycle, obey
 from syncer.jobs_database import JobsDatabase, run, run_many
 from syncer.jobs_errors import BadJob, NoSuchJob, NotNow
@@ -185,6 +187,29 @@ class Jobs:
             if job.state in ENDED:
                 raise NotNow(f"job {number} has ended: it {outcome(job.state)}")
             run(connection, "UPDATE jobs SET priority = ? WHERE number = ?", (priority, number))
+
+    def set_bandwidth(self, number: int, bandwidth: str) -> Job:
+        """Change how fast it may go: a rate or timetable, "" or "off" for no limit of its own.
+
+        Who holds it goes by it within half a second. Raises NoSuchJob, BadJob, NotNow when the job
+        has ended.
+        """
+        try:
+            parse_timetable(bandwidth)
+        except BadRate as error:
+            raise BadJob(str(error)) from error
+        with self._database.writing() as connection:
+            job = get_job(connection, number)
+            if job.state in ENDED:
+                raise NotNow(f"job {number} has ended: it {outcome(job.state)}")
+            options = dataclasses.replace(job.spec.options, bandwidth=bandwidth)
+            spec = dataclasses.replace(job.spec, options=options)
+            run(
+                connection,
+                "UPDATE jobs SET spec = ? WHERE number = ?",
+                (encode_spec(spec), number),
+            )
+            return get_job(connection, number)
 
     def retry(self, number: int) -> Job:
         """Queue a failed, partly done or cancelled job again: its failed steps, and what is left.
@@ -418,6 +443,9 @@ class Jobs:
                 log_state(connection, job.number, JobState.SCHEDULED, reason, now_ns)
                 continue
             spec = dataclasses.replace(job.spec, schedule="", after=())
+            if name := spec.options.name:  # of snapshots, each of which needs one of its own
+                named = f"{name}-{dt.datetime.fromtimestamp(now_ns // 10**9, dt.UTC):%Y%m%d-%H%M%S}"
+                spec = dataclasses.replace(spec, options=dataclasses.replace(spec.options, name=named))
             run = insert_job(
                 connection, encode_spec(spec), job.priority, now_ns, schedule=job.number
             )

@@ -22,6 +22,7 @@ from syncer.jobs_database import JobsDatabase, run
 from syncer.jobs_errors import LeaseLost
 from syncer.jobs_holder import Host
 from syncer.jobs_rows import EVENTS_KEPT, Job, append_events, find_jobs, set_state
+from syncer.jobs_spec import decode_spec
 from syncer.jobs_steps import FailedStep, StepBook, TakenStep, Tally, failed_steps
 from syncer.options import JobSpec
 from syncer.steps import Step, StepKind, StepResult, StepState
@@ -40,6 +41,8 @@ class HeldJob:
     def __init__(self, database: JobsDatabase, host: Host, job: Job) -> None:
         self.number = job.number
         self.spec: JobSpec = job.spec
+        self._spec_text = ""  # as it was last seen
+        self._changed: JobSpec | None = None  # what somebody has made of it
         self.attempt = job.attempt  # 1: it was never begun before
         self._holder = job.holder
         self._database = database
@@ -86,11 +89,16 @@ class HeldJob:
             )
         self._renewed_ns = now_ns
 
-    async def tend(self, obey: Callable[[Wanted], None]) -> None:
+    async def tend(
+        self,
+        obey: Callable[[Wanted], None],
+        adopt: Callable[[JobSpec], None] | None = None,
+    ) -> None:
         """Run beside the work until cancelled: keep the lease and write what was recorded.
 
-        `obey` is called when something else than RUN is wanted, and at each change after that.
-        Raises LeaseLost, StorageFull, StorageFailed.
+        `obey` is called when something else than RUN is wanted, and at each change after that;
+        `adopt` when somebody has changed the job itself. Raises LeaseLost, StorageFull,
+        StorageFailed.
         """
         told = Wanted.RUN
         while True:
@@ -98,13 +106,24 @@ class HeldJob:
             if wanted is not told:
                 told = wanted
                 obey(wanted)
+            if self._changed is not None:
+                self.spec, self._changed = self._changed, None
+                if adopt is not None:
+                    adopt(self.spec)
             await trio.sleep(_BEAT_S)
 
     def _beat(self) -> Wanted:
         self.flush()
         if self._host.boot_ns() - self._renewed_ns >= RENEW_S * 1e9:
             self.renew()
-        return self.wanted()
+        with self._database.reading() as connection:
+            wanted = self._look(connection)
+            ((text,),) = run(connection, "SELECT spec FROM jobs WHERE number = ?", (self.number,))
+        if text != self._spec_text:
+            spec = decode_spec(text)
+            self._changed = spec if spec != self.spec else None
+            self._spec_text = text
+        return wanted
 
     # --- the plan -------------------------------------------------------------------------------
 

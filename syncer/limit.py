@@ -23,7 +23,7 @@ class Limit:
             self._timetable = parse_timetable(text)
         except BadRate:
             self._timetable = Timetable()
-        self._bucket = Bandwidth(self._rate(), above)
+        self.bucket = Bandwidth(self._rate(), above)
         self._changed = trio.Event()
 
     def _rate(self) -> float | None:
@@ -32,18 +32,18 @@ class Limit:
     @property
     def limited(self) -> bool:
         """Whether anybody waits, now."""
-        return self._bucket.limited
+        return self.bucket.limited
 
     def change(self, text: str) -> None:
         """Go by another rate or timetable from now on; those who wait, too. Raises BadRate."""
         self._timetable = parse_timetable(text)
-        self._bucket.set_rate(self._rate())
+        self.bucket.set_rate(self._rate())
         self._changed.set()
         self._changed = trio.Event()
 
     async def take(self, count: int) -> None:
         """Wait until `count` bytes may be moved."""
-        await self._bucket.take(count)
+        await self.bucket.take(count)
 
     async def tend(self) -> None:
         """Follow the timetable until cancelled."""
@@ -54,6 +54,6 @@ class Limit:
                 continue
             async with trio.open_nursery() as nursery:
                 table = self._timetable
-                nursery.start_soon(partial(follow, self._bucket, lambda: table, metered=metered))  # noqa: B023
+                nursery.start_soon(partial(follow, self.bucket, lambda: table, metered=metered))  # noqa: B023
                 await changed.wait()
                 nursery.cancel_scope.cancel()

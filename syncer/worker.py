@@ -9,12 +9,16 @@ them meanwhile, and ends. With `--parent` it dies with that process, whatever ki
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
+import json
+import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,83 +27,35 @@ import trio
 from blockstore.errors import OrbitError
 from syncer.context import Context
 from syncer.engine import Control, run_job
-from syncer.events import Event, Progress, Report, event_fields
-from syncer.job_states import JobState, Wanted
+from syncer.events import Report
+from syncer.job_link import CLEAN_DAYS, CLEAN_JOBS_MAX, JobTell, adopt, end, obey
 from syncer.jobs import Jobs
-from syncer.jobs_errors import JobError, LeaseLost
+from syncer.jobs_errors import LeaseLost
 from syncer.jobs_held import HeldJob
+from syncer.limit import Limit
+from syncer.settings import load_settings
 
 if TYPE_CHECKING:
     from syncer.door import Door
 
 JOBS_AT_ONCE: Final = 2
+_CLEAN_EVERY_S: Final = 3_600.0
 _LOOK_EVERY_S: Final = 0.5
 _PR_SET_PDEATHSIG: Final = 1
 
-STATE_OF: Final = {
-    "done": JobState.DONE,
-    "partly": JobState.PARTLY,
-    "failed": JobState.FAILED,
-    "differs": JobState.FAILED,
-    "cancelled": JobState.CANCELLED,
-}
-
-
-class JobTell:
-    """What a job tells goes into its log. See Tell."""
-
-    def __init__(self, held: HeldJob) -> None:
-        self._held = held
-        # Not each of a million files that are copied, the audit trail has them; but a plan.
-        self.files = held.spec.options.dry_run
-
-    def event(self, event: Event) -> None:
-        """See Tell."""
-        self._held.tell(event_fields(event))
-
-    def progress(self, progress: Progress) -> None:
-        """See Tell."""
-        self._held.show(progress.as_json())
-
-
-def obey(control: Control, wanted: Wanted) -> None:
-    """Do what people want."""
-    if wanted is Wanted.CANCEL:
-        control.stop("cancelled")
-    elif wanted is Wanted.PAUSE:
-        control.stop("paused")
-
-
-def reason_of(report: Report) -> str:
-    """Why a job did not get done, in a line."""
-    if report.outcome == "differs":
-        return f"{report.differences} differences: the data did not verify"
-    if report.outcome in {"failed", "partly"} and report.failures:
-        first = report.failures[0]
-        where = f"{first.path}: " if first.path else ""
-        more = f" (and {report.failed - 1} more)" if report.failed > 1 else ""
-        return f"{where}{first.error}{more}"
-    if report.deletions_withheld:
-        return f"{report.deletions_withheld} deletions were not carried out"
-    return ""
-
-
-def end(held: HeldJob, report: Report) -> JobState:
-    """Give a job back as its report says. Blocks. Raises JobError."""
-    if report.outcome == "paused":
-        return held.release("paused")
-    state = STATE_OF[report.outcome]
-    held.finish(state, report.as_json(), reason_of(report))
-    return state
-
 
 async def carry_out(held: HeldJob, context: Context) -> None:
-    """One job that has been claimed, from beginning to end."""
+    """One job that has been claimed, from beginning to end.
+
+    Whatever ends it, the job is given back at once: ended, or to be claimed again.
+    """
     control = Control()
     report: Report | None = None
+    reason = "the process that ran it was stopped"
+    lost = False
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(held.tend, lambda wanted: obey(control, wanted))
+            nursery.start_soon(held.tend, partial(obey, control), partial(adopt, control))
             dry_run = held.spec.options.dry_run
             report = await run_job(
                 held.spec,
@@ -111,17 +67,39 @@ async def carry_out(held: HeldJob, context: Context) -> None:
             )
             nursery.cancel_scope.cancel()
     except* LeaseLost:
-        report = None  # somebody else has it
+        lost = True  # somebody else has it
     except* OrbitError as group:
         # The state folder's disk: what was recorded stays, and the job is claimed again later.
-        print(f"job {held.number}: {group.exceptions[0]}", file=sys.stderr)  # noqa: T201
-        report = None
-    if report is not None:
-        with trio.CancelScope(shield=True):
-            try:
-                await trio.to_thread.run_sync(end, held, report)
-            except JobError as error:
-                print(f"job {held.number}: {error}", file=sys.stderr)  # noqa: T201
+        reason, report = str(_first(group)), None
+        print(f"job {held.number}: {reason}", file=sys.stderr)  # noqa: T201
+    finally:
+        if not lost:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_give_back, held, report, reason)
+
+
+def _first(group: BaseExceptionGroup[OrbitError]) -> OrbitError:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, OrbitError)
+    return first
+
+
+def _give_back(held: HeldJob, report: Report | None, reason: str) -> None:
+    """End a job, or let it be claimed again. Blocks."""
+    try:
+        if report is not None:
+            end(held, report)
+            return
+    except LeaseLost:
+        return
+    except OrbitError as error:
+        reason = str(error)
+        print(f"job {held.number}: {reason}", file=sys.stderr)  # noqa: T201
+    # If the disk refuses this, too, the lease runs out.
+    with contextlib.suppress(OrbitError):
+        held.release(reason)
 
 
 async def work(
@@ -138,6 +116,7 @@ async def work(
     """
     running = 0
     ended = trio.Event()
+    cleaned_s = -math.inf
 
     async def one(held: HeldJob) -> None:
         nonlocal running, ended
@@ -160,10 +139,24 @@ async def work(
                 if number:
                     break
                 continue
-            if not running and not stay:
-                break
+            if not running:
+                cleaned_s = await _clean(jobs, cleaned_s)
+                if not stay:
+                    break
             with trio.move_on_after(_LOOK_EVERY_S):
                 await ended.wait()
+
+
+async def _clean(jobs: Jobs, cleaned_s: float) -> float:
+    """With nothing else to do, forget the steps of old jobs, once an hour; when that was last."""
+    if trio.current_time() - cleaned_s < _CLEAN_EVERY_S:
+        return cleaned_s
+    clean = partial(jobs.clean, days=CLEAN_DAYS, jobs_max=CLEAN_JOBS_MAX)
+    try:
+        await trio.to_thread.run_sync(clean)
+    except OrbitError as error:  # the disk is full, say: nothing depends on it
+        print(f"old jobs stay: {error}", file=sys.stderr)  # noqa: T201
+    return trio.current_time()
 
 
 def die_with(parent: int) -> None:
@@ -175,9 +168,12 @@ def die_with(parent: int) -> None:
         raise SystemExit(1)
 
 
-async def _until_told(jobs: Jobs, context: Context, options: argparse.Namespace) -> None:
-    """Work; SIGTERM and SIGINT give back what runs."""
+async def _until_told(
+    jobs: Jobs, context: Context, limit: Limit, options: argparse.Namespace
+) -> None:
+    """Work; SIGTERM and SIGINT give back what runs. `limit`: of all jobs together."""
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(limit.tend)
 
         async def listen() -> None:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -196,6 +192,13 @@ def open_door(descriptors: str) -> Door:
     return Door([socket.socket(fileno=int(each)) for each in descriptors.split(",")])
 
 
+def _classes(given: list[list[str]] | None) -> tuple[tuple[str, str], ...]:
+    """The daemon's, or the user's own. Raises SettingsInvalid."""
+    if given is None:
+        return load_settings().classes
+    return tuple((glob, name) for glob, name in given)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="syncer.worker")
@@ -207,10 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--job", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=JOBS_AT_ONCE)
     parser.add_argument("--stay", action="store_true")
+    parser.add_argument("--bandwidth", default="", metavar="RATE|TIMETABLE")
+    parser.add_argument("--classes", type=json.loads, metavar="JSON")
     options = parser.parse_args(arguments)
     if options.parent is not None:
         die_with(options.parent)
+    limit = Limit(options.bandwidth)
     context = Context(
+        bandwidth=limit.bucket,
+        classes=_classes(options.classes),
         state=options.state,
         cache=options.cache or options.state / "cache",
         door=open_door(options.door) if options.door is not None else None,
@@ -218,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     jobs = Jobs.open(options.state / "jobs.db")
     try:
-        trio.run(_until_told, jobs, context, options)
+        trio.run(_until_told, jobs, context, limit, options)
     finally:
         context.close()
         jobs.close()

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from blockstore.errors import StorageFull
+from syncer.bandwidth import BadRate
 from syncer.context import Context
 from syncer.ends import Ends
 from syncer.engine import Control, Run, run_job
@@ -20,6 +22,8 @@ from syncer.events import Event, Report, Silence, event_fields, timestamp
 from syncer.guardian import End, Surroundings
 from syncer.job_states import JobState
 from syncer.jobs import Jobs
+from syncer.jobs_errors import BadJob, NotNow
+from syncer.limit import Limit
 from syncer.local_tree import LocalTree
 from syncer.options import JobSpec, Mode, Options, Verb
 from syncer.transfer_job import _TreesJob
@@ -437,6 +441,123 @@ def test_a_worker_does_what_people_want(tmp_path):
     jobs.want(number, Wanted.CANCEL)
     until(lambda job: job.state is JobState.CANCELLED)
     assert process.wait(timeout=30) == 0
+    jobs.close()
+
+
+def test_a_limit_is_changed_while_the_job_runs(tmp_path):
+    """At the first rate it would take days; below it, all jobs of the worker have one of their own.
+
+    Both are lifted: the job is done.
+    """
+    source, target, state = tmp_path / "source", tmp_path / "target", tmp_path / "state"
+    source.mkdir()
+    state.mkdir()
+    (source / "large").write_bytes(random.Random(1).randbytes(8 << 20))
+    jobs = Jobs.open(state / "jobs.db")
+    number = jobs.submit(JobSpec(Verb.COPY, str(source), str(target), Options(bandwidth="10k")))
+    process = worker(state, "--bandwidth", "100M", "--jobs", "1")
+    deadline = time.monotonic() + 60
+    while jobs.get(number).state is not JobState.RUNNING:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(BadJob, match="no rate"):
+        jobs.set_bandwidth(number, "fast")
+    assert jobs.set_bandwidth(number, "50M").spec.options.bandwidth == "50M"
+    assert process.wait(timeout=60) == 0
+    assert jobs.get(number).state is JobState.DONE
+    assert (target / "large").stat().st_size == 8 << 20
+    with pytest.raises(NotNow):
+        jobs.set_bandwidth(number, "1M")
+    jobs.close()
+
+
+async def test_a_limit_of_all_jobs_holds_and_can_be_lifted(autojump_clock):
+    above = Limit("1M")
+    limit = Limit("", above.bucket)
+    assert limit.limited
+    began = trio.current_time()
+    await limit.take(4 << 20)
+    assert 3.5 < trio.current_time() - began < 4.5
+    with trio.move_on_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(above.tend)
+            nursery.start_soon(limit.take, 1 << 40)
+            await trio.sleep(1)
+            above.change("off")
+    assert not limit.limited
+    with pytest.raises(BadRate):
+        limit.change("nonsense")
+    assert not Limit("nonsense").limited  # guidance refuses the job
+
+
+async def test_a_limit_follows_its_timetable(autojump_clock, monkeypatch):
+    metered = False
+
+    async def asked():
+        await trio.lowlevel.checkpoint()
+        return metered
+
+    monkeypatch.setattr("syncer.limit.metered", asked)
+    limit = Limit("8M, 1k on metered")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(limit.tend)
+        await trio.sleep(1)
+        assert limit.bucket.rate == 8 << 20
+        metered = True
+        await trio.sleep(20)
+        assert limit.bucket.rate == 1 << 10
+        limit.change("2M, 3k on metered")
+        await trio.sleep(0.01)
+        assert limit.bucket.rate == 3 << 10
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "disk"])
+async def test_a_job_is_given_back_at_once_whatever_ended_it(context, tmp_path, how):
+    from syncer.worker import carry_out
+
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "large").write_bytes(bytes(range(256)) * (8 << 12))
+    jobs = Jobs.open(context.state / "jobs.db")
+    spec = JobSpec(Verb.COPY, str(source), str(tmp_path / "target"), Options(bandwidth="10k"))
+    number = jobs.submit(spec)
+    held = jobs.claim()
+    if how == "disk":
+        flush = held.flush
+
+        def full():
+            held.flush = flush  # only this once
+            raise StorageFull("the disk is full")
+
+        held.flush = full
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(carry_out, held, context)
+        if how == "cancelled":
+            while not jobs.get(number).progress:  # noqa: ASYNC110  what the database says
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    job = jobs.get(number)
+    assert (job.state, job.holder) == (JobState.QUEUED, "")
+    assert job.reason == (
+        "the disk is full" if how == "disk" else "the process that ran it was stopped"
+    )
+    jobs.close()
+
+
+async def test_an_idle_worker_forgets_old_steps(context, folders):
+    from syncer.worker import work
+
+    source, target = folders
+    machine = Machine()
+    jobs = Jobs.open(context.state / "jobs.db", host=machine.process())
+    number = jobs.submit(JobSpec(Verb.COPY, str(source), str(target), Options(durable=False)))
+    await work(jobs, context)
+    assert jobs.events(number)
+    machine.pass_s(40 * 86_400)
+    await work(jobs, context)
+    assert not jobs.events(number)
+    assert jobs.get(number).report["files_copied"] == 2
     jobs.close()
 
 
