@@ -28,7 +28,7 @@ from ghostd.read_policy import AccessRecord, EvidencePolicy, ReadPattern
 from ghostd.remote_rows import RemoteRows, VersionRow
 from ghostd.threads import Threads
 from syncer.remotes.errors import Changed, Garbled, Missing, RemoteError
-from syncer.remotes.remote import Kind
+from syncer.remotes.remote import Data, Kind
 
 log = structlog.get_logger(__name__)
 
@@ -316,7 +316,7 @@ class Fetcher:
 
     async def _read(
         self, projection: Projection, row: VersionRow, request: Request[int, int]
-    ) -> bytes:
+    ) -> Data:
         row = await self._pin(projection, request.version, row)
         size = projection.row.block_bytes
         offset = request.first * size
@@ -360,7 +360,7 @@ class Fetcher:
                 del self._pinning[version]
 
     async def _keep(
-        self, request: Request[int, int], row: VersionRow, data: bytes, block_bytes: int
+        self, request: Request[int, int], row: VersionRow, data: Data, block_bytes: int
     ) -> list[Block]:
         """The blocks, named; they are in memory, and on their way to the disk."""
         blocks = await self._threads.run("fetch", _named, self._store, data, block_bytes)
@@ -469,11 +469,16 @@ class Fetcher:
             self.ahead(projection, number, near, (0,))
 
 
-def _named(store: BlockStore, data: bytes, block_bytes: int) -> list[Block]:
-    """In a thread: cut what was received into blocks, name them, keep them in memory."""
+def _named(store: BlockStore, data: Data, block_bytes: int) -> list[Block]:
+    """In a thread: cut what was received into blocks, name them, keep them in memory.
+
+    Each is a copy: one that stays keeps no others alive.
+    """
     view = memoryview(data)
     parts = [
-        data if len(data) <= block_bytes else bytes(view[at : at + block_bytes])
+        data
+        if isinstance(data, bytes) and len(data) <= block_bytes
+        else bytes(view[at : at + block_bytes])
         for at in range(0, len(data), block_bytes)
     ]
     blocks = [(chunk_id(part), part) for part in parts]

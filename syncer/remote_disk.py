@@ -320,9 +320,10 @@ class RemoteDisk:
             async with limiter:
                 # What fails here is asked for again by who needs it, who will tell.
                 with contextlib.suppress(RemoteError):
-                    tails[pack] = await self._remote.read(
+                    tail = await self._remote.read(
                         pack_key(pack), entry.version, entry.size - length, length
                     )
+                    tails[pack] = bytes(tail)
 
         async with trio.open_nursery() as nursery:
             for pack in packs:

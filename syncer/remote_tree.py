@@ -14,6 +14,7 @@ comes second; so are devices and the like, which remotes list but cannot describ
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -288,7 +289,7 @@ class RemoteTree:
         if not length:
             await trio.lowlevel.checkpoint()
             return b""
-        return await self._remote.read(self._key(path), self._version(node), offset, length)
+        return bytes(await self._remote.read(self._key(path), self._version(node), offset, length))
 
     async def xattrs(self, path: bytes) -> Mapping[bytes, bytes]:
         """See Tree."""
@@ -326,7 +327,8 @@ class RemoteTree:
                 version = self._version(old)
             else:
                 await self._check(path, old)
-        attributes = self._attributes(metadata)
+        # Its etag says which version it is: nobody asks for the time that the server gave it.
+        attributes = dataclasses.replace(self._attributes(metadata), brief=True)
         entry = await self._remote.write(
             key, content, attributes, if_version=version, replace=replace
         )

@@ -11,7 +11,7 @@ from typing import TypeVar
 import trio
 
 from syncer.remotes.errors import RemoteError
-from syncer.remotes.remote import Attributes, ByteSource, Entry, Remote, Version
+from syncer.remotes.remote import Attributes, ByteSource, Data, Entry, Remote, Version
 from syncer.remotes.wrapper import Call, Verb, Wrapper
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class Counting(Wrapper):
             if call.verb is Verb.LIST:
                 self._pages += clock.times
 
-    async def read(self, key: bytes, version: Version, offset: int, length: int) -> bytes:
+    async def read(self, key: bytes, version: Version, offset: int, length: int) -> Data:
         """See Remote."""
         data = await super().read(key, version, offset, length)
         self._bytes_read += len(data)

@@ -34,7 +34,7 @@ from syncer.remotes.object_options import (
 from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
 from syncer.remotes.object_store import Condition, Listed, ObjectInfo, TooLarge
 from syncer.remotes.objects import ObjectRemote
-from syncer.remotes.remote import Remote
+from syncer.remotes.remote import Data, Remote
 from syncer.remotes.url import RemoteUrl, check_options
 
 OPTIONS = ("endpoint", "anonymous", "identity")
@@ -166,7 +166,7 @@ class _Bucket:
 
     async def get(
         self, key: bytes, etag: str, start: int, end: int | None, size_max: int
-    ) -> tuple[ObjectInfo, bytes]:
+    ) -> tuple[ObjectInfo, Data]:
         place = self.place(key)
         if obstore_can(key):
             if not self._signer.anonymous:

@@ -27,6 +27,7 @@ from syncer.remotes.remote import (
     Attributes,
     ByteSource,
     Capabilities,
+    Data,
     Entry,
     Kind,
     PageSink,
@@ -205,8 +206,8 @@ class MemoryRemote:
         await self._begin("stat", key)
         return _entry(self._find(key), key)
 
-    async def read(self, key: bytes, version: Version, offset: int, length: int) -> bytes:
-        """See Remote."""
+    async def read(self, key: bytes, version: Version, offset: int, length: int) -> Data:
+        """See Remote. A view, as other kinds return: it holds its users to the protocol."""
         await self._begin("read", key)
         found = bytearray()
         while True:
@@ -218,7 +219,7 @@ class MemoryRemote:
             await trio.lowlevel.checkpoint()
         if len(found) != length:
             raise Garbled(f"{self._url}: {key!r} has no {length} bytes at {offset}")
-        return bytes(found)
+        return memoryview(found).toreadonly()
 
     async def read_whole(self, key: bytes, size_max: int) -> tuple[Entry, bytes]:
         """See Remote."""

@@ -103,7 +103,7 @@ async def get(
     start: int,
     end: int | None,
     size_max: int,
-) -> tuple[ObjectInfo, str, bytes]:
+) -> tuple[ObjectInfo, str, memoryview]:
     """Bytes of an object and its generation, in one request. See Store.get.
 
     `condition`: options of obstore that pin the version.
@@ -117,7 +117,7 @@ async def get(
             meta = result.meta
             if end is None and meta["size"] > size_max:
                 raise TooLarge(f"{place} is larger than {size_max} bytes")
-            data = bytes(await result.bytes_async())
+            data = memoryview(await result.bytes_async())
         except (BaseError, OSError, ValueError) as error:
             raise translated(error, place, http) from None
     info = ObjectInfo(

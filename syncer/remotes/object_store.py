@@ -8,7 +8,7 @@ from typing import Protocol
 
 from syncer.remotes.errors import Unsupported
 from syncer.remotes.object_http import ObjectHttp
-from syncer.remotes.remote import Capabilities
+from syncer.remotes.remote import Capabilities, Data
 
 
 class TooLarge(Unsupported):
@@ -75,7 +75,7 @@ class Store(Protocol):
 
     async def get(
         self, key: bytes, etag: str, start: int, end: int | None, size_max: int
-    ) -> tuple[ObjectInfo, bytes]:
+    ) -> tuple[ObjectInfo, Data]:
         """Bytes from `start` up to `end` (None: all, if they are at most `size_max`).
 
         Raises Changed where `etag` is not "" and not the object's, TooLarge.

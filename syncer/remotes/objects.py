@@ -12,6 +12,7 @@ moment both keys are there, and of two that rename at once both may succeed.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
 import logging
 import math
@@ -40,6 +41,7 @@ from syncer.remotes.remote import (
     ByteSource,
     Capabilities,
     Checksum,
+    Data,
     Entry,
     Kind,
     PageSink,
@@ -234,7 +236,7 @@ class ObjectRemote:
 
     # Bytes.
 
-    async def read(self, key: bytes, version: Version, offset: int, length: int) -> bytes:
+    async def read(self, key: bytes, version: Version, offset: int, length: int) -> Data:
         """See Remote. A whole file is verified by its MD5 where that is known."""
         if not length:
             await trio.lowlevel.checkpoint()
@@ -278,9 +280,9 @@ class ObjectRemote:
         if len(data) != info.size:
             raise Garbled(f"{self._place(key)}: {len(data)} bytes came where {info.size} were due")
         md5 = await self._verify(key, info, data)
-        return self._entry(replace(info, md5=md5), key), data
+        return self._entry(replace(info, md5=md5), key), bytes(data)
 
-    async def _verify(self, key: bytes, info: ObjectInfo, data: bytes) -> bytes | None:
+    async def _verify(self, key: bytes, info: ObjectInfo, data: Data) -> bytes | None:
         """The MD5 that the bytes were found to have, where one was known; raises Garbled."""
         due = info.md5 or self._md5s.get((key, info.etag))
         guessed = None if due else self._store.md5_of_etag(info.etag)
@@ -331,7 +333,17 @@ class ObjectRemote:
             raise
         if key:
             self._is_file = False
+        if not info.mtime_ns and not (attributes and attributes.brief and info.etag):
+            info = await self._with_time(info)
         return self._entry(info, key)
+
+    async def _with_time(self, written: ObjectInfo) -> ObjectInfo:
+        """What was written, with its time; where it has been replaced since, without one."""
+        with contextlib.suppress(RemoteError):  # it is written, whatever this says
+            found = await self._run(self._store.head, written.key)
+            if (found.etag, found.size) == (written.etag, written.size):
+                return found
+        return written
 
     async def _compare(self, key: bytes, version: Version) -> None:
         try:
@@ -459,5 +471,5 @@ class ObjectRemote:
         await self._run(self._store.close)
 
 
-def _md5(data: bytes) -> bytes:
+def _md5(data: Data) -> bytes:
     return hashlib.md5(data, usedforsecurity=False).digest()

@@ -19,6 +19,9 @@ from typing import Protocol
 
 ROOT = b""
 
+Data = bytes | memoryview
+"""Bytes that nobody changes any more. Copy what stays: a view keeps all that came with it."""
+
 
 class Kind(enum.Enum):
     """What an entry is."""
@@ -125,6 +128,8 @@ class Attributes:
     mtime_ns: int | None = None
     atime_ns: int | None = None
     metadata: Mapping[str, bytes] | None = None
+    brief: bool = False
+    """`write` need not find out the new file's time where that takes a request: it may be 0."""
 
 
 class ByteSource(Protocol):
@@ -168,9 +173,10 @@ class Remote(Protocol):
         key and kind. Raises Missing.
         """
 
-    async def read(self, key: bytes, version: Version, offset: int, length: int) -> bytes:
+    async def read(self, key: bytes, version: Version, offset: int, length: int) -> Data:
         """Exactly `length` bytes of this version, in one request where the protocol allows it.
 
+        A view where copying megabytes under the interpreter's lock would hold up everybody else.
         Raises Changed when the file is of another version or gone, Garbled for what is short or
         long. A whole file with a checksum is verified.
         """

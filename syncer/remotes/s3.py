@@ -39,7 +39,7 @@ from syncer.remotes.object_options import (
 from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
 from syncer.remotes.object_store import Condition, Listed, ObjectInfo, TooLarge
 from syncer.remotes.objects import ObjectRemote
-from syncer.remotes.remote import Remote
+from syncer.remotes.remote import Data, Remote
 from syncer.remotes.url import RemoteUrl, check_options
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class _Bucket:
 
     async def get(
         self, key: bytes, etag: str, start: int, end: int | None, size_max: int
-    ) -> tuple[ObjectInfo, bytes]:
+    ) -> tuple[ObjectInfo, Data]:
         place = self._place(key)
         if obstore_can(key):
             if not self._signer.anonymous:
@@ -286,7 +286,7 @@ class _Bucket:
         request = self._write("PUT", key, condition, metadata)
         request.body = data  # its SHA-256 is signed: the server refuses what was damaged
         answer = await self.http.send(request, self._place(key))
-        return await self._written(key, len(data), answer.headers.get("etag", ""))
+        return ObjectInfo(key, len(data), strong_etag(answer.headers.get("etag", "")))
 
     def _write(
         self, method: str, key: bytes, condition: Condition, metadata: Mapping[str, bytes] | None,
@@ -302,15 +302,6 @@ class _Bucket:
         elif condition.etag:
             request.headers["if-match"] = condition.etag
         return request
-
-    async def _written(self, key: bytes, size: int, etag: str) -> ObjectInfo:
-        """What was written, with its time; where it has been replaced since, without one."""
-        etag = strong_etag(etag)
-        with contextlib.suppress(RemoteError):  # it is written, whatever this says
-            info = await self.head(key)
-            if info.etag == etag and info.size == size:
-                return info
-        return ObjectInfo(key, size, etag)
 
     async def begin(
         self, key: bytes, size: int, condition: Condition, metadata: Mapping[str, bytes]
@@ -408,9 +399,7 @@ class _Parts:
         request.headers["content-type"] = "application/xml"
         answer = await self._bucket.http.send(request, self._place, work_bytes=self._size)
         root = self._bucket.check(answer, self._place)
-        return await self._bucket._written(  # noqa: SLF001 - likewise
-            self._key, self._size, root.findtext("ETag") or ""
-        )
+        return ObjectInfo(self._key, self._size, strong_etag(root.findtext("ETag") or ""))
 
     async def abort(self) -> None:
         request = self._bucket.request("DELETE", self._key, uploadId=self._name)

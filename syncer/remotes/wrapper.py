@@ -12,6 +12,7 @@ from syncer.remotes.remote import (
     Attributes,
     ByteSource,
     Capabilities,
+    Data,
     Entry,
     Page,
     PageSink,
@@ -101,7 +102,7 @@ class Wrapper:
         """See Remote."""
         return await self._call(Call(Verb.STAT, key, 0, lambda: self._inner.stat(key)))
 
-    async def read(self, key: bytes, version: Version, offset: int, length: int) -> bytes:
+    async def read(self, key: bytes, version: Version, offset: int, length: int) -> Data:
         """See Remote."""
         call = Call(Verb.READ, key, length, lambda: self._inner.read(key, version, offset, length))
         return await self._call(call)
