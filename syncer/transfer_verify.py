@@ -6,23 +6,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import trio
 
-from syncer.ends import open_ends
+from syncer.ends import Ends, open_ends
 from syncer.engine import Run, remote_options_of
 from syncer.events import Event, shown
 from syncer.guidance import check, refuse_errors
 from syncer.location import Location, LocationKind, parse
 from syncer.options import Mode, Verb
-from syncer.plan import Plan, make_plan
-from syncer.steps import Step, StepKind
+from syncer.plan import Plan
+from syncer.steps import Step
 from syncer.transfer_backup import open_store
 from syncer.transfer_plan import filters_of
-from syncer.walk import Problem
+from syncer.verify import Difference, Verified, What, verify
 
-# What a directory's own times say is of no interest: they follow from what is in it.
-_NO_DIFFERENCE = frozenset({StepKind.DIRECTORY_METADATA})
+_SHOW_EVERY_S: Final = 0.25
+# For people; of the others the detail says it.
+_WORDS: Final = {
+    What.MISSING: "only at the source",
+    What.EXTRA: "only at the destination",
+    What.CONTENT: "content differs",
+    What.DEVICE: "it is another device",
+}
 
 
 async def run_verify(run: Run) -> None:
@@ -53,51 +60,68 @@ def _differs(run: Run, path: bytes, message: str) -> None:
 
 
 async def _compare(run: Run, source: Location, destination: Location) -> None:
-    """Every step that would make them alike is a difference."""
-    spec = run.spec
-    context = run.context.with_remote_options(*remote_options_of(spec.options, source, destination))
-    options = replace(
-        spec.options, mode=Mode.MIRROR, checksum=True, force=True, trash="", ignore_existing=False
-    )
+    """Names, kinds, sizes and contents; metadata as far as the options name them."""
+    spec, options = run.spec, run.options
+    context = run.context.with_remote_options(*remote_options_of(options, source, destination))
     async with open_ends(source, destination, context, options) as ends:
         run.report.source, run.report.destination = ends.source.label, ends.destination.label
         for each in refuse_errors(check(spec, ends.source.features, ends.destination.features)):
             run.notice(each.sentence)
         run.meter.phase = "comparing"
-        plan = Plan()
+        if ends.file is not None:
+            await _compare_file(run, ends)
+            return
+        found = Verified()
+        wires = max(1, sum(not each.features.local for each in (ends.source, ends.destination)))
 
-        async def take(steps: Sequence[Step]) -> None:
-            for step in steps:
-                if step.kind not in _NO_DIFFERENCE:
-                    _differs(run, step.path, _words(step))
-            run.meter.files_equal = plan.equal
+        async def read(count: int) -> None:
+            await run.limit.take(count * wires)
+
+        async def tell(difference: Difference) -> None:
+            _differs(run, difference.path, _WORDS.get(difference.what, "") or difference.detail)
             await trio.lowlevel.checkpoint()
 
-        def problem(found: Problem) -> None:
-            _differs(run, found.path, str(found.error))
+        async def show() -> None:
+            while True:
+                run.meter.files_equal, run.meter.bytes_done = found.files, found.bytes_read
+                await trio.sleep(_SHOW_EVERY_S)
 
-        if ends.file is not None:
-            from syncer.transfer_single import plan_single
-
-            await plan_single(replace(spec, verb=Verb.SYNC, options=options), ends, take, plan)
-        else:
-            await make_plan(
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(show)
+            await verify(
                 ends.source,
                 ends.destination,
                 options,
                 filters_of(options),
-                take,
-                problem=problem,
-                plan=plan,
+                tell,
+                metadata=options.modes or options.times or options.owners or options.xattrs,
+                verified=found,
+                parallel=options.parallel,
+                take=read,
             )
-        run.report.files_seen, run.report.files_equal = plan.files, plan.equal
-        run.report.files_left_out = plan.left_out
+            nursery.cancel_scope.cancel()
+        different = found.count - found.counts[What.MISSING] - found.counts[What.EXTRA]
+        run.report.files_seen = found.files + found.counts[What.MISSING]
+        run.report.files_equal = run.meter.files_equal = max(0, found.files - different)
+        run.report.files_left_out = found.left_out
 
 
-def _words(step: Step) -> str:
-    if step.kind is StepKind.DELETE:
-        return "only at the destination"
-    return "only at the source" if step.old is None else step.reason
+async def _compare_file(run: Run, ends: Ends) -> None:
+    """A single file: every step that would make it alike is a difference."""
+    from syncer.transfer_single import plan_single
+
+    options = replace(
+        run.options, mode=Mode.MIRROR, checksum=True, force=True, trash="", ignore_existing=False
+    )
+    plan = Plan()
+
+    async def take(steps: Sequence[Step]) -> None:
+        for step in steps:
+            _differs(run, step.path, "only at the source" if step.old is None else step.reason)
+        await trio.lowlevel.checkpoint()
+
+    await plan_single(replace(run.spec, verb=Verb.SYNC, options=options), ends, take, plan)
+    run.report.files_seen, run.report.files_equal = plan.files, plan.equal
 
 
 async def _check_snapshots(run: Run, source: Location) -> None:

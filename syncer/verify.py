@@ -52,6 +52,7 @@ class Difference(NamedTuple):
     detail: str = ""  # for people
 
 
+Take = Callable[[int], Awaitable[None]]
 DifferenceSink = Callable[[Difference], Awaitable[None]]
 
 
@@ -87,15 +88,19 @@ async def verify(
     *,
     metadata: bool = False,
     verified: Verified | None = None,
+    parallel: int = 0,
+    take: Take | None = None,
 ) -> Verified:
     """Compare `one` with `other`, which is to be its copy, and tell `sink` where they differ.
 
     `metadata`: also modes, owners, times and extended attributes, as far as the options ask for
-    them and both trees know them. Otherwise names, kinds and contents alone. Raises what the
-    trees' roots raise.
+    them and both trees know them. Otherwise names, kinds and contents alone. `parallel`: files at a
+    time; 0: chosen. `take` waits for bandwidth. Raises what the trees' roots raise.
     """
     summary = Verified() if verified is None else verified
-    run = _Verification(one, other, options, sink, summary, metadata=metadata)
+    run = _Verification(one, other, options, sink, summary, metadata=metadata, take=take)
+    if parallel:
+        run.at_once = parallel
     # Everything is looked at on both sides; nothing is skipped for being there already.
     looking = replace(options, mode=Mode.MIRROR, ignore_existing=False, force=True)
     rules = rules_of(Verb.SYNC, looking, one.features, other.features)
@@ -114,7 +119,9 @@ class _Verification:
         summary: Verified,
         *,
         metadata: bool,
+        take: Take | None,
     ) -> None:
+        self._take = take
         self._one = one
         self._other = other
         self._sink = sink
@@ -122,7 +129,7 @@ class _Verification:
         self._rules: Rules | None = None
         if metadata:
             self._rules = rules_of(Verb.SYNC, options, one.features, other.features)
-        self._at_once = min(FILES_AT_ONCE_MAX, max(4, lists_ahead(one, other)))
+        self.at_once = min(FILES_AT_ONCE_MAX, max(4, lists_ahead(one, other)))
 
     async def take(self, events: Sequence[Event]) -> None:
         """See walk.EventSink."""
@@ -139,7 +146,7 @@ class _Verification:
                     self._summary.left_out += 1
         waiting = iter(pairs)
         async with trio.open_nursery() as nursery:
-            for _ in range(min(self._at_once, len(pairs))):
+            for _ in range(min(self.at_once, len(pairs))):
                 nursery.start_soon(self._compare_some, waiting)
 
     async def _compare_some(self, waiting: Iterator[Pair | Directory]) -> None:
@@ -195,7 +202,9 @@ class _Verification:
         if known is not None:
             self._summary.bytes_known += one.size
             return known
-        same = await same_bytes(self._one, pair.source_path, one, self._other, pair.path, other)
+        same = await same_bytes(
+            self._one, pair.source_path, one, self._other, pair.path, other, take=self._take
+        )
         self._summary.bytes_read += one.size
         return same
 
@@ -242,11 +251,18 @@ async def same_content(
 
 
 async def same_bytes(
-    one: Tree, one_path: bytes, node: Node, other: Tree, other_path: bytes, there: Node
+    one: Tree,
+    one_path: bytes,
+    node: Node,
+    other: Tree,
+    other_path: bytes,
+    there: Node,
+    *,
+    take: Take | None = None,
 ) -> bool:
     """Read two files of one size in ranges, several at once, until they differ.
 
-    Raises Changed, and what reading raises.
+    `take` waits for bandwidth, once for both. Raises Changed, and what reading raises.
     """
     if not node.exact:
         node = await one.stat(one_path)
@@ -271,6 +287,8 @@ async def same_bytes(
         for offset in offsets:
             at, length = offset, min(BLOCK_BYTES, node.size - offset)
             blocks: list[bytes] = []
+            if take is not None:
+                await take(length)
             async with trio.open_nursery() as both:
                 both.start_soon(fetch, blocks, _reader(one, one_path, node, at, length))
                 both.start_soon(fetch, blocks, _reader(other, other_path, there, at, length))

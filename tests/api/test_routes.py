@@ -84,6 +84,7 @@ def test_openapi_describes_every_call(client):
         "/v1/jobs/{number}",
         "/v1/jobs/{number}/log",
         "/v1/jobs/{number}/failures",
+        "/v1/jobs/{number}/set",
         "/v1/jobs/{number}/want",
         "/v1/jobs/{number}/retry",
         "/v1/projections",

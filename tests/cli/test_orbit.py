@@ -97,6 +97,32 @@ def test_exit_codes(orbit, source, tmp_path):
     assert "in the way" in orbit("copy", source, "there", code=1).stdout
 
 
+def test_verify_compares_metadata_only_where_it_is_asked_to(orbit, source, tmp_path):
+    orbit("copy", source, "there")
+    (tmp_path / "there" / "d" / "f").chmod(0o600)
+    os.utime(tmp_path / "there" / "g.o", (1, 1))
+    orbit("verify", source, "there")
+    assert "mode differs" in orbit("verify", source, "there", "--modes", "-v", code=3).stderr
+    assert "time" in orbit("verify", source, "there", "--times", "-v", code=3).stderr
+    orbit("verify", source, "there", "--archive", code=3)
+    orbit("verify", source / "d" / "f", "there/d/f")
+    orbit("verify", source / "d" / "f", "there/d/f", "--modes", code=3)
+
+
+def test_a_damaged_snapshot_does_not_verify(orbit, source, tmp_path):
+    orbit("backup", source, "--repo", "repo", "--name", "first", "--compression", "none")
+    orbit("verify", "first", "--repo", "repo")
+    damaged = 0
+    for pack in (tmp_path / "repo").rglob("*"):
+        data = pack.read_bytes() if pack.is_file() else b""
+        if b"content" in data:
+            pack.write_bytes(data.replace(b"content", b"CONTENT"))
+            damaged += 1
+    assert damaged
+    assert "d/f" in orbit("verify", "first", "--repo", "repo", code=3).stdout
+    orbit("verify", "--repo", "repo", code=3)
+
+
 def test_a_dry_run_writes_nothing(orbit, source, tmp_path):
     ran = orbit("copy", source, "there", "--dry-run")
     assert "would be copied d/f" in ran.stdout
