@@ -377,6 +377,24 @@ async def test_versions_without_etags_are_compared_by_size_and_time(
     await remote.close()
 
 
+@pytest.mark.parametrize(("brief", "requests"), [(True, 1), (False, 2)])
+async def test_the_time_of_what_was_written_is_asked_for_where_it_is_wanted(
+    s3: S3Server, bridge: Bridge, prefix: str, brief: bool, requests: int
+):
+    remote = await s3.open(bridge, f"s3://{BUCKET}/{prefix}/")
+    await remote.write(b"first", Content(b"x"))  # finds out what the root is
+    before = s3.proxy.counts
+    written = await remote.write(b"f", Content(b"bytes"), Attributes(brief=brief))
+    assert (s3.proxy.counts - before).requests == requests
+    found = await remote.stat(b"f")
+    assert (written.mtime_ns, written.version.etag) == (
+        None if brief else found.mtime_ns,
+        found.version.etag,
+    )
+    assert await remote.read(b"f", written.version, 0, 5) == b"bytes"
+    await remote.close()
+
+
 async def test_damage_on_the_way_is_found(s3: S3Server, bridge: Bridge, prefix: str):
     key = f"{prefix}/f"
     await fill(s3.store.put, {key: LARGE[:100_000]})
