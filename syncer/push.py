@@ -325,7 +325,7 @@ class Push:
         if change.blocked:  # a file was there
             await self._clear(goal.removesuffix(b"/"))
         if change.replaces is not None:  # another directory was: what went with it goes now
-            await self._deletions(goal)
+            await self._deletions(goal, directories=False)
         if self._can.mkdir:
             try:
                 await self._remote.mkdir(goal)
@@ -474,6 +474,8 @@ class Push:
         if change.blocked:
             await self._deletions(goal + b"/")
             await self._delete(Gone(goal + b"/", None))
+        if change.kind is NodeKind.FILE and change.replaces is not None:
+            change = await self._without_link(change, change.replaces)
         match act:
             case Act.SYMLINK:
                 return await self._link(change, goal)
@@ -488,6 +490,17 @@ class Push:
                 return await self._settle(change, goal, renamed, "renamed")
             case _:
                 return await self._write(change, goal, expected(change))
+
+    async def _without_link(self, change: Change, replaces: Gone) -> Change:
+        """A symlink that was seen where a file is to be goes first."""
+        if replaces.target is None:
+            return change
+        now = await self._look(replaces.key)
+        if now is not None:
+            if not is_as_seen(replaces, now):
+                raise Changed("the remote has something else here")
+            await self._remote.delete(now.key)
+        return change._replace(replaces=None)
 
     async def _look(self, key: bytes) -> Entry | None:
         try:
@@ -655,12 +668,17 @@ class Push:
 
     # --- deletions -------------------------------------------------------------------------------
 
-    async def _deletions(self, prefix: bytes | None) -> None:
-        """What was taken away here goes over there, if it is what was seen. `prefix`: below it."""
+    async def _deletions(self, prefix: bytes | None, *, directories: bool = True) -> None:
+        """What was taken away here goes over there, if it is what was seen.
+
+        `prefix`: below it only. `directories` false: those may get something in them yet.
+        """
         async with aclosing(self._side.gone(self._opened, prefix)) as found:
             async for gone in found:
                 # What is needed goes when what shows it has been pushed.
                 if gone.key == prefix or gone.needed:
+                    continue
+                if gone.key.endswith(b"/") and not directories:
                     continue
                 await self._patient(gone, lambda: self._delete(gone))  # noqa: B023  awaited
 
