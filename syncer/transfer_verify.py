@@ -72,10 +72,6 @@ async def _compare(run: Run, source: Location, destination: Location) -> None:
             await _compare_file(run, ends)
             return
         found = Verified()
-        wires = max(1, sum(not each.features.local for each in (ends.source, ends.destination)))
-
-        async def read(count: int) -> None:
-            await run.limit.take(count * wires)
 
         async def tell(difference: Difference) -> None:
             _differs(run, difference.path, _WORDS.get(difference.what, "") or difference.detail)
@@ -97,7 +93,7 @@ async def _compare(run: Run, source: Location, destination: Location) -> None:
                 metadata=options.modes or options.times or options.owners or options.xattrs,
                 verified=found,
                 parallel=options.parallel,
-                take=read,
+                take=run.limit.take,
             )
             nursery.cancel_scope.cancel()
         different = found.count - found.counts[What.MISSING] - found.counts[What.EXTRA]

@@ -262,8 +262,10 @@ async def same_bytes(
 ) -> bool:
     """Read two files of one size in ranges, several at once, until they differ.
 
-    `take` waits for bandwidth, once for both. Raises Changed, and what reading raises.
+    `take` waits for bandwidth: for what comes over a wire, if anything does. Raises Changed, and
+    what reading raises.
     """
+    here, far = _takes(one, other, take)
     if not node.exact:
         node = await one.stat(one_path)
     if not there.exact:
@@ -287,11 +289,9 @@ async def same_bytes(
         for offset in offsets:
             at, length = offset, min(BLOCK_BYTES, node.size - offset)
             blocks: list[bytes] = []
-            if take is not None:
-                await take(length)
             async with trio.open_nursery() as both:
-                both.start_soon(fetch, blocks, _reader(one, one_path, node, at, length))
-                both.start_soon(fetch, blocks, _reader(other, other_path, there, at, length))
+                both.start_soon(fetch, blocks, _reader(one, one_path, node, at, length, here))
+                both.start_soon(fetch, blocks, _reader(other, other_path, there, at, length, far))
             if len(blocks) < 2:
                 return
             if blocks[0] != blocks[1]:
@@ -307,7 +307,19 @@ async def same_bytes(
     return not differs
 
 
+def _takes(one: Tree, other: Tree, take: Take | None) -> tuple[Take | None, Take | None]:
+    """What each side waits for."""
+    if one.features.local is other.features.local:
+        return take, take
+    return (None, take) if one.features.local else (take, None)
+
+
 def _reader(
-    tree: Tree, path: bytes, node: Node, offset: int, length: int
+    tree: Tree, path: bytes, node: Node, offset: int, length: int, take: Take | None
 ) -> Callable[[], Awaitable[bytes]]:
-    return lambda: tree.read(path, node, offset, length)
+    async def read() -> bytes:
+        if take is not None:
+            await take(length)
+        return await tree.read(path, node, offset, length)
+
+    return read
