@@ -14,7 +14,7 @@ from blockstore import BlockStore, StoreOptions
 from blockstore.errors import OrbitError, StorageFull
 from blockstore.ids import Buffer, ChunkId
 from syncer import backup as backup_module
-from syncer import backup_scan
+from syncer import backup_assembly, backup_scan
 from syncer.backup import Backup, Failure, Previous, backup
 from syncer.catalogue import FolderCatalogue, Snapshot, SnapshotFolder
 from syncer.local_tree import LocalTree
@@ -301,7 +301,7 @@ async def test_a_large_directory_goes_through_a_scratch_database(
 ) -> None:
     monkeypatch.setattr(backup_scan, "SORTED_MAX", 700)
     monkeypatch.setattr(backup_scan, "_PAGE", 300)
-    monkeypatch.setattr(backup_module, "_HELD", 500)
+    monkeypatch.setattr(backup_assembly, "_HELD", 500)
     source = tmp_path / "source"
     (source / "many").mkdir(parents=True)
     for number in range(2_500):
