@@ -40,18 +40,8 @@ from syncer.remotes.errors import Exists, RemoteError, Unsupported
 from syncer.steps import Step, StepKind
 from syncer.tree import Node, NodeKind, Tree
 from syncer.verify import same_content, same_xattrs
-from syncer.walk import (
-    Directory,
-    Enter,
-    Equal,
-    Event,
-    Leave,
-    Pair,
-    Problem,
-    Side,
-    lists_ahead,
-    walk,
-)
+from syncer.walk import lists_ahead, walk
+from syncer.walk_events import Directory, Enter, Equal, Event, Leave, Pair, Problem, Side
 from syncer.walk_scratch import Links, Scratch
 
 STEPS_MAX: Final = 1_000  # handed to the sink at a time

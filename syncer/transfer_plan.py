@@ -29,7 +29,7 @@ from syncer.tree import Node
 
 if TYPE_CHECKING:
     from syncer.filters import Filters
-    from syncer.walk import Problem
+    from syncer.walk_events import Problem
 
 DELETIONS: Final = (StepKind.TRASH, StepKind.DELETE, StepKind.REPLACE)
 _NAMING: Final = frozenset(

@@ -18,7 +18,8 @@ from syncer.filters import Filters
 from syncer.options import Mode, Options, Verb
 from syncer.remotes.errors import RemoteError
 from syncer.tree import Node, NodeKind, Tree
-from syncer.walk import Directory, Enter, Event, Pair, Problem, lists_ahead, walk
+from syncer.walk import lists_ahead, walk
+from syncer.walk_events import Directory, Enter, Event, Pair, Problem
 
 BLOCK_BYTES: Final = 4 << 20  # compared at a time
 BLOCKS_AHEAD: Final = 4  # of one file, from both sides: 32 MiB

@@ -21,9 +21,8 @@ destination has in its place is a Pair that is not kept: it is not to be touched
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import trio
 
@@ -33,6 +32,20 @@ from syncer.filters import Filters
 from syncer.options import Options, Symlinks
 from syncer.remotes.errors import Missing, OtherFileSystem, RemoteError, Unsupported
 from syncer.tree import ROOT, Node, NodeKind, Page, Tree
+from syncer.walk_events import (
+    Directory,
+    Enter,
+    Equal,
+    Event,
+    EventSink,
+    Leave,
+    Pair,
+    Problem,
+    Side,
+    folded,
+    join,
+)
+from syncer.walk_links import resolve
 from syncer.walk_scratch import Names, Queue, Scratch
 
 AHEAD_MAX: Final = 32  # directories that are being listed at a time
@@ -40,79 +53,10 @@ AHEAD_MIN: Final = 4
 HELD_NODES_MAX: Final = 100_000  # listed before their turn: 50 MB
 EVENTS_MAX: Final = 2_000  # handed over at a time
 IGNORE_BYTES_MAX: Final = 1 << 20  # of one ignore file
-_LINKS_MAX: Final = 40  # symlinks on the way to one file, as in Linux
 
 _DIRECTORY: Final = NodeKind.DIRECTORY
 _FILE: Final = NodeKind.FILE
 _SYMLINK: Final = NodeKind.SYMLINK
-
-
-class Side(enum.Enum):
-    """One of the two trees."""
-
-    SOURCE = "source"
-    DESTINATION = "destination"
-
-
-class Directory(NamedTuple):
-    """A path at which at least one side has a directory."""
-
-    path: bytes
-    source_path: bytes  # another one where a symlink was followed
-    source: Node | None
-    destination: Node | None
-
-
-class Enter(NamedTuple):
-    """What is in a directory follows."""
-
-    directory: Directory
-
-
-class Pair(NamedTuple):
-    """One name of the directory that was entered last, subdirectories that are entered aside."""
-
-    path: bytes
-    source_path: bytes
-    source: Node | None
-    destination: Node | None
-    kept: bool = True  # False: left out of the job; what the destination has is not to be touched
-
-
-class Equal(NamedTuple):
-    """Files of the directory entered last that were found equal on the way."""
-
-    files: int
-    bytes: int
-
-
-class Leave(NamedTuple):
-    """Everything below a directory has been told."""
-
-    directory: Directory
-    complete: bool  # False: it itself could not be listed
-
-
-class Problem(NamedTuple):
-    """Something that could not be looked at, or not be brought over."""
-
-    path: bytes
-    side: Side
-    error: RemoteError
-
-
-Event = Enter | Pair | Equal | Leave | Problem
-EventSink = Callable[[Sequence[Event]], Awaitable[None]]
-
-
-def join(path: bytes, name: bytes) -> bytes:
-    """The path of what is called `name` in a directory; an empty name is the directory itself."""
-    return path + b"/" + name if path and name else path or name
-
-
-def folded(name: bytes) -> bytes:
-    """What a tree that ignores case takes for the same name."""
-    return name.decode("utf-8", "surrogateescape").casefold().encode("utf-8", "surrogateescape")
 
 
 def lists_ahead(source: Tree, destination: Tree) -> int:
@@ -443,7 +387,7 @@ class _Walk:
                     found.add((node,))
                     continue
                 try:
-                    real, target = await self._resolve(visit.directory.source_path, node)
+                    real, target = await resolve(self._source, visit.directory.source_path, node)
                     if target.kind is _DIRECTORY and real in visit.chain:
                         raise Unsupported(f"{node.name!r} leads back to a directory that it is in")
                 except RemoteError as error:
@@ -455,36 +399,6 @@ class _Walk:
                     found.add((target._replace(name=node.name, link=None),))
         names.clear()
         return found
-
-    async def _resolve(self, folder: bytes, link: Node) -> tuple[bytes, Node]:
-        """Where a symlink leads to, inside the source. Raises Unsupported, Missing."""
-        at = folder.split(b"/") if folder else []
-        todo = _parts(link)
-        hops = 1
-        node = Node(b"", _DIRECTORY)
-        while todo:
-            name = todo.pop(0)
-            if name in {b"", b"."}:
-                continue
-            if node.kind is not _DIRECTORY:
-                raise Missing(f"{link.target!r} leads through what is no directory")
-            if name == b"..":
-                if not at:
-                    raise Unsupported(f"{link.target!r} leads out of the source")
-                at.pop()
-                continue
-            node = await self._source.stat(b"/".join([*at, name]))
-            if node.kind is _SYMLINK:
-                hops += 1
-                if hops > _LINKS_MAX:
-                    raise Unsupported(f"{link.target!r} leads in circles")
-                todo = _parts(node) + todo
-                node = Node(b"", _DIRECTORY)
-            else:
-                at.append(name)
-        path = b"/".join(at)
-        # After `..` or at the root, what was looked at last is not where it ends.
-        return path, await self._source.stat(path)
 
     # The turn.
 
@@ -652,15 +566,6 @@ class _Walk:
                 error = Unsupported(f"{node.name!r} and {chosen.name!r} are the same name there")
                 self._events.append(Problem(join(visit.directory.path, node.name), side, error))
         return chosen
-
-
-def _parts(link: Node) -> list[bytes]:
-    """The components of a symlink's target. Raises Unsupported for one that begins at `/`."""
-    if link.target is None:
-        raise Unsupported(f"nobody says where {link.name!r} leads")
-    if link.target.startswith(b"/"):
-        raise Unsupported(f"{link.target!r} leads out of the source")
-    return link.target.split(b"/")
 
 
 def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:

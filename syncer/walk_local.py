@@ -30,7 +30,7 @@ from syncer.tree import Node, Tree
 from syncer.walk_twin import Looked, Row, Twin
 
 if TYPE_CHECKING:
-    from syncer.walk import Directory
+    from syncer.walk_events import Directory
 
 VISITS_MAX: Final = 64  # directories of one call
 NODES_MAX: Final = 20_000  # of one of them, else it is listed in pages

@@ -21,7 +21,7 @@ from syncer.remotes.errors import Denied, Missing, RemoteError
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.steps import Step, StepKind
 from syncer.tree import Tree
-from syncer.walk import Problem
+from syncer.walk_events import Problem
 from tests.syncer import model
 from tests.syncer.model import DIRECTORY, FILE, TREES, Item, carry_out, files, paths
 

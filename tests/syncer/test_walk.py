@@ -26,7 +26,8 @@ from syncer.remotes.errors import Denied, Missing, RemoteError
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.steps import Step, StepKind
 from syncer.tree import Features, Node, NodeKind, PageSink, Tree
-from syncer.walk import Enter, Equal, Event, Leave, Pair, Problem, Side, walk
+from syncer.walk import walk
+from syncer.walk_events import Enter, Equal, Event, Leave, Pair, Problem, Side
 from syncer.walk_scratch import Links, Names, Queue, Scratch
 from syncer.walk_twin import Looked, Twin
 from tests.syncer import model
