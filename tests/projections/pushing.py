@@ -13,6 +13,7 @@ from ghostd.attached_paths import AttachedPaths
 from ghostd.cow_diff import Differ
 from ghostd.cow_revert import Reverter
 from ghostd.door_tree import DoorTree
+from ghostd.errors import InvalidArgument
 from ghostd.invalidator import Invalidator
 from ghostd.push_side import PushSide
 from ghostd.push_watch import PushWatch
@@ -137,26 +138,40 @@ class Pushed(ProjectedWorld):
             ino = self.fs.create(directory.ino, name, 0o100644, CALLER).ino
             self.fs.open(ino)
         else:
+            if not self.tree.inode(found[1]).is_file:
+                raise InvalidArgument
             ino = self.fs.open(found[1], writing=True, truncate=True).ino
         await self.fs.write(ino, 0, content)
         self.fs.release(ino)
 
     async def patch(self, path: bytes, offset: int, content: bytes) -> None:
         """Write into a file."""
-        ino = self.fs.open((await self.look(path)).ino, writing=True).ino
+        inode = await self.look(path)
+        if not inode.is_file:
+            raise InvalidArgument
+        ino = self.fs.open(inode.ino, writing=True).ino
         await self.fs.write(ino, offset, content)
         self.fs.release(ino)
 
     async def mkdir(self, path: bytes) -> None:
         *above, name = path.split(b"/")
         directory = await self.look(b"/".join(above))
+        await self.projected.listings.find(directory, name)
         self.fs.create(directory.ino, name, 0o40755, CALLER)
+
+    async def symlink(self, path: bytes, target: bytes) -> None:
+        *above, name = path.split(b"/")
+        directory = await self.look(b"/".join(above))
+        await self.projected.listings.find(directory, name)
+        self.fs.create(directory.ino, name, 0o120777, CALLER, target=target)
 
     async def remove(self, path: bytes) -> None:
         """Take away a file, symlink or empty directory."""
         *above, name = path.split(b"/")
         inode = await self.look(path)
         directory = await self.look(b"/".join(above))
+        if inode.is_dir:
+            await self.projected.listings.fresh(inode)
         (self.fs.rmdir if inode.is_dir else self.fs.unlink)(directory.ino, name)
 
     async def move(self, path: bytes, new_path: bytes, flags: int = 0) -> None:
@@ -166,6 +181,9 @@ class Pushed(ProjectedWorld):
         source, target = await self.look(b"/".join(above)), await self.look(b"/".join(new_above))
         if target.projection:
             await self.projected.listings.find(target, new_name)
+        found = self.tree.find(target.ino, new_name)
+        if found is not None and (old := self.tree.inode(found[1])).is_dir:
+            await self.projected.listings.fresh(old)
         self.fs.rename(source.ino, name, target.ino, new_name, flags)
 
     async def here(self, path: bytes = b"r") -> dict[bytes, Any]:
