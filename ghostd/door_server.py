@@ -6,10 +6,12 @@ filesystem's loop, which is asked for names and attributes only.
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -42,6 +44,15 @@ CONNECTIONS: Final = 4
 Reply = tuple[Head, list[Buffer]]
 
 
+@dataclass(eq=False, slots=True)
+class _Visit:
+    """One worker, and what it holds until it ends."""
+
+    number: int
+    connections: set[socket.socket] = field(default_factory=set)
+    holds: int = 0
+
+
 class SnapshotRecords(Protocol):
     """The snapshots of the daemon's store; for its loop."""
 
@@ -69,15 +80,16 @@ class DoorServer:
         self._loop = loop
         self._mount = mount
         self._lock = threading.Lock()
-        self._served: set[socket.socket] = set()
-        self._holds = 0
-        self._ops: dict[str, Callable[[Message], Reply]] = {
+        self._visits: set[_Visit] = set()
+        self._numbers = itertools.count(1)
+        self._ops: dict[str, Callable[[_Visit, Message], Reply]] = {
             "hello": self._hello,
             "bind": self._bind,
             "put": self._put,
             "fetch": self._fetch,
             "sync": self._sync,
             "write": self._write,
+            "stage": self._write,
             "hold": self._hold,
             "release": self._release,
             "snapshots": self._list_snapshots,
@@ -87,29 +99,41 @@ class DoorServer:
     @property
     def holds(self) -> int:
         """How many jobs store chunks that nothing names yet: a collection would remove them."""
-        return self._holds
+        with self._lock:
+            return sum(visit.holds for visit in self._visits)
+
+    @property
+    def visits(self) -> int:
+        """How many workers there are, or have ended just now."""
+        return len(self._visits)
 
     def open(self) -> list[socket.socket]:
         """The worker's ends of new connections; close them here when it has its copies."""
         theirs = []
+        visit = _Visit(next(self._numbers))
         for _ in range(CONNECTIONS):
             ours, end = socket.socketpair()
             theirs.append(end)
-            with self._lock:
-                self._served.add(ours)
-            threading.Thread(target=self._serve, args=(ours,), name="door", daemon=True).start()
+            visit.connections.add(ours)
+        with self._lock:
+            self._visits.add(visit)
+        for ours in list(visit.connections):
+            threading.Thread(
+                target=self._serve, args=(visit, ours), name="door", daemon=True
+            ).start()
         return theirs
 
     def close(self) -> None:
         """Hang up."""
         with self._lock:
-            for connection in self._served:
-                connection.shutdown(socket.SHUT_RDWR)
+            for visit in self._visits:
+                for connection in visit.connections:
+                    connection.shutdown(socket.SHUT_RDWR)
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, visit: _Visit, connection: socket.socket) -> None:
         try:
             while (request := receive(connection)) is not None:
-                head, body = self._answer(request)
+                head, body = self._answer(visit, request)
                 send(connection, head, body)
         except RemoteError as error:
             log.debug("the door was closed", error=str(error))
@@ -117,14 +141,15 @@ class DoorServer:
             log.exception("a request through the door failed")  # ends this connection only
         finally:
             with self._lock:
-                self._served.discard(connection)
-                if not self._served:
-                    self._holds = 0  # the worker has ended, and with it what it had begun
+                visit.connections.discard(connection)
+                if not visit.connections:
+                    self._visits.discard(visit)  # the worker has ended, and with it what it began
+                    self._loop.soon(partial(self._tree.stages.leave, visit.number))
             connection.close()
 
-    def _answer(self, request: Message) -> Reply:
+    def _answer(self, visit: _Visit, request: Message) -> Reply:
         try:
-            return self._ops.get(request.head["op"], self._ask)(request)
+            return self._ops.get(request.head["op"], self._ask)(visit, request)
         except RemoteError as error:
             return error_head(error), []
         except StorageFull as error:
@@ -134,20 +159,20 @@ class DoorServer:
 
     # --- the store -----------------------------------------------------------------------------
 
-    def _hello(self, _: Message) -> Reply:
+    def _hello(self, _: _Visit, __: Message) -> Reply:
         chunker = self._store.options.chunker
         return {"mount": str(self._mount), "chunker": asdict(chunker)}, []
 
-    def _bind(self, request: Message) -> Reply:
+    def _bind(self, _: _Visit, request: Message) -> Reply:
         names = ids_of(request.body)
         with self._store.binding(names) as known:
             return {}, [bytes(name in known for name in names)]
 
-    def _put(self, request: Message) -> Reply:
+    def _put(self, _: _Visit, request: Message) -> Reply:
         names = self._store.put(split(request.body, request.head["lengths"]))
         return {}, [b"".join(names)]
 
-    def _fetch(self, request: Message) -> Reply:
+    def _fetch(self, _: _Visit, request: Message) -> Reply:
         names = ids_of(request.body)
         try:
             found = self._store.fetch(names)
@@ -159,37 +184,37 @@ class DoorServer:
             found[name] for name in names
         ]
 
-    def _sync(self, _: Message) -> Reply:
+    def _sync(self, _: _Visit, __: Message) -> Reply:
         self._store.sync()
         return {}, []
 
-    def _hold(self, _: Message) -> Reply:
+    def _hold(self, visit: _Visit, _: Message) -> Reply:
         with self._lock:
-            self._holds += 1
+            visit.holds += 1
         return {}, []
 
-    def _release(self, _: Message) -> Reply:
+    def _release(self, visit: _Visit, _: Message) -> Reply:
         with self._lock:
-            self._holds = max(0, self._holds - 1)
+            visit.holds = max(0, visit.holds - 1)
         return {}, []
 
-    def _list_snapshots(self, _: Message) -> Reply:
+    def _list_snapshots(self, _: _Visit, __: Message) -> Reply:
         records = [each.encode() for each in self._loop.wait(self._snapshots.all)]
         return {"lengths": [len(record) for record in records]}, list(records)
 
-    def _record(self, request: Message) -> Reply:
+    def _record(self, _: _Visit, request: Message) -> Reply:
         snapshot = decode_snapshot(bytes(request.body))
         self._loop.wait(lambda: self._snapshots.record(snapshot))
         return {}, []
 
     # --- the namespace -------------------------------------------------------------------------
 
-    def _ask(self, request: Message) -> Reply:
-        head, body = self._loop.wait(lambda: self._tree.answer(request.head))
+    def _ask(self, visit: _Visit, request: Message) -> Reply:
+        head, body = self._loop.wait(lambda: self._tree.answer(request.head, visit=visit.number))
         return head, [body]
 
-    def _write(self, request: Message) -> Reply:
-        """Files whose chunks are here. Until they have their names, their chunks count as live."""
+    def _write(self, visit: _Visit, request: Message) -> Reply:
+        """Files, or a part of one. Until something names them, their chunks count as live."""
         files: list[dict[str, Any]] = request.head["files"]
         every = list(EXTENT.iter_unpack(request.body))
         if len(every) != sum(file["extents"] for file in files):
@@ -204,5 +229,7 @@ class DoorServer:
             if len(known) < len(names):
                 for file, parts in zip(files, extents, strict=True):
                     file["missing"] = any(ChunkId(part[3]) not in known for part in parts)
-            head, body = self._loop.wait(lambda: self._tree.answer(request.head, extents))
+            head, body = self._loop.wait(
+                lambda: self._tree.answer(request.head, extents, visit=visit.number)
+            )
         return head, [body]

@@ -16,7 +16,8 @@ import trio
 
 from blockstore.errors import OrbitError, StorageFull
 from ghostd import errors as fs_errors
-from ghostd.filemap import SIZE_MAX
+from ghostd.door_stages import Stages
+from ghostd.filemap import SEGMENT_BYTES, SIZE_MAX
 from ghostd.filesystem import AttributeChanges, Caller, Filesystem
 from ghostd.inodes import ROOT_INO, Inode
 from ghostd.invalidator import Invalidator
@@ -30,11 +31,14 @@ from syncer.door_protocol import (
     node_to_wire,
     xattrs_to_wire,
 )
+from syncer.ranges import Ranges
 from syncer.remotes import errors
 from syncer.remotes.errors import RemoteError
 from syncer.tree import FORMAT_OF_KIND, KIND_OF_FORMAT, Metadata, Node, NodeKind
 
 _READ_BYTES: Final = 1 << 20
+_SEGMENTS_AT_ONCE: Final = 64  # before others have their turn
+_NUMBERS: Final = 4_096  # of segments, in memory
 _LAST: Final = (1 << 63) - 1  # behind every cookie
 _FILE_MODE: Final = 0o644
 _DIRECTORY_MODE: Final = 0o755
@@ -91,11 +95,16 @@ class DoorTree:
         self._invalidator = invalidator
         # Root may give files to others; a daemon of an ordinary user owns all it makes.
         self._caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0)
+        self.stages = Stages(filesystem, filesystem.tree)
 
     async def answer(
-        self, head: Mapping[str, Any], extents: Sequence[Sequence[Extent]] = ()
+        self,
+        head: Mapping[str, Any],
+        extents: Sequence[Sequence[Extent]] = (),
+        *,
+        visit: int = 0,
     ) -> tuple[Head, bytes]:
-        """Do what a request asks for; errors are heads, too."""
+        """Do what a request of a worker's visit asks for; errors are heads, too."""
         path = data(head["path"]) if "path" in head else b""
         try:
             match head["op"]:
@@ -110,9 +119,10 @@ class DoorTree:
                     inode = await self._find(path)
                     return {"xattrs": xattrs_to_wire(self._tree.xattrs(inode))}, b""
                 case "ranges":
-                    return {"ranges": await self._ranges(path, head)}, b""
-                case "write":
-                    return {"results": await self._write_all(head["files"], extents)}, b""
+                    ranges = await self._ranges(path, head)
+                    return {"known": ranges is not None}, (ranges or Ranges()).to_bytes()
+                case "write" | "stage" | "unstage":
+                    return await self._take_in(head, path, extents, visit), b""
                 case "flush":
                     await self._fs.sync()
                     return {}, b""
@@ -228,35 +238,51 @@ class DoorTree:
         finally:
             self._fs.release(inode.ino)
 
-    async def _ranges(self, path: bytes, head: Mapping[str, Any]) -> list[list[int]] | None:
+    async def _ranges(self, path: bytes, head: Mapping[str, Any]) -> Ranges | None:
+        """None: there are no holes."""
         inode = await self._seen(path, head)
         if inode.base or inode.allocated >= inode.size:
             return None
-        ranges: list[list[int]] = []
+        ranges = Ranges()
         content = self._tree.content(inode)
-        step = 1 << 30
-        for start in range(0, inode.size, step):
-            for low, high, _, _ in content.extents(start, min(inode.size, start + step)):
-                if ranges and ranges[-1][0] + ranges[-1][1] == low:
-                    ranges[-1][1] += high - low
-                else:
-                    ranges.append([low, high - low])
-            await trio.lowlevel.checkpoint()
+        first = 0
+        while numbers := content.numbers(first, _NUMBERS):
+            for count, number in enumerate(numbers):
+                if count % _SEGMENTS_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+                start = number * SEGMENT_BYTES
+                for low, high, _, _ in content.extents(start, start + SEGMENT_BYTES):
+                    ranges.add(low, high - low)
+            first = numbers[-1] + 1
         return ranges
 
     # --- files ---------------------------------------------------------------------------------
 
+    async def _take_in(
+        self, head: Mapping[str, Any], path: bytes, extents: Sequence[Sequence[Extent]], visit: int
+    ) -> Head:
+        files = head.get("files", ())
+        if head["op"] == "write":
+            return {"results": await self._write_all(files, extents, visit)}
+        if head["op"] == "unstage":
+            self.stages.done(self.stages.take(visit, head["stage"]).ino)
+            return {}
+        self._check_stored(files[0], path)
+        return {"stage": await self.stages.extend(visit, head["stage"], extents[0])}
+
     async def _write_all(
-        self, files: Sequence[Mapping[str, Any]], extents: Sequence[Sequence[Extent]]
+        self,
+        files: Sequence[Mapping[str, Any]],
+        extents: Sequence[Sequence[Extent]],
+        visit: int,
     ) -> list[Head]:
         results: list[Head] = []
         for file, parts in zip(files, extents, strict=True):
             path = data(file["path"])
             try:
                 await self._fs.writeback.room(0)
-                if file.get("missing"):
-                    raise errors.Busy(f"/{_shown(path)}: a collection has removed its chunks")
-                inode = await self._write(path, file, parts)
+                self._check_stored(file, path)
+                inode = await self._write(path, file, parts, visit)
                 results.append({"node": self._wire(inode, path.rpartition(b"/")[2])})
             except OrbitError as error:
                 results.append(error_head(translated(error, path)))
@@ -264,8 +290,13 @@ class DoorTree:
         await self._invalidator.told()
         return results
 
+    @staticmethod
+    def _check_stored(file: Mapping[str, Any], path: bytes) -> None:
+        if file.get("missing"):
+            raise errors.Busy(f"/{_shown(path)}: a collection has removed its chunks")
+
     async def _write(
-        self, path: bytes, file: Mapping[str, Any], extents: Sequence[Extent]
+        self, path: bytes, file: Mapping[str, Any], extents: Sequence[Extent], visit: int
     ) -> Inode:
         directory, name = await self._parent(path)
         size = file["size"]
@@ -279,16 +310,17 @@ class DoorTree:
                 raise errors.Exists(f"/{_shown(path)}: is there already")
         if file["old"] is not None and (current is None or file["old"] != _token(current)):
             raise errors.Changed(f"/{_shown(path)}: was changed meanwhile")
+        staged = self.stages.take(visit, file["stage"]) if file.get("stage") else None
+        if staged is not None and staged.size > size:
+            raise errors.Unsupported(f"/{_shown(path)}: does not fit into its own size")
         # From here on nothing awaits.
         if current is not None:
             self._fs.unlink(directory.ino, name)
-        inode = self._made(directory, name, stat.S_IFREG | _FILE_MODE)
-        content = self._tree.content(inode)
-        inode.allocated = content.show(
-            (at, at + length, chunk, offset) for at, length, offset, chunk in extents
-        )
+        inode = self._made(directory, name, stat.S_IFREG | _FILE_MODE, nameless=staged)
+        self.stages.show(inode, extents)
         inode.size = size
-        self._tree.touch_content(inode, 0)
+        if staged is not None:
+            self.stages.done(staged.ino)
         self._set(inode, metadata_from_wire(file["metadata"]))
         return inode
 
@@ -300,8 +332,11 @@ class DoorTree:
         *,
         rdev: int = 0,
         target: bytes | None = None,
+        nameless: Inode | None = None,
     ) -> Inode:
-        inode = self._fs.create(directory.ino, name, mode, self._caller, rdev=rdev, target=target)
+        inode = self._fs.create(
+            directory.ino, name, mode, self._caller, rdev=rdev, target=target, nameless=nameless
+        )
         self._tell(directory, name)
         return inode
 

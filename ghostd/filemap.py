@@ -51,6 +51,9 @@ class SegmentSource(Protocol):
     def segment_sizes(self, ino: int, first: int) -> Sequence[tuple[int, int]]:
         """(number, bytes that are not holes) of every segment from `first` on."""
 
+    def segment_numbers(self, ino: int, first: int, limit: int) -> Sequence[int]:
+        """The first `limit` numbers of segments from `first` on, ascending."""
+
 
 class Tail:
     """Where appending goes on: the last content-defined cut, and the bytes from there to `end`."""
@@ -182,6 +185,7 @@ class FileMap:
     __slots__ = (
         "_clean_max",
         "_db_limit",
+        "_evict_at",
         "_frozen_cut",
         "_ino",
         "_pending_cut",
@@ -202,7 +206,7 @@ class FileMap:
     ) -> None:
         self._ino = ino
         self._source = source
-        self._clean_max = segments_max
+        self._clean_max = self._evict_at = segments_max
         # Segments from here on are not (validly) in the database.
         self._db_limit = _NOWHERE if stored else 0
         self._pending_cut = _NOWHERE  # rows from here on go with the next epoch
@@ -238,17 +242,31 @@ class FileMap:
             if number < self._db_limit:
                 blob = self._source.load_segment(self._ino, number)
             extents = decode_segment(number, blob) if blob else []
-            if len(self.segments) >= self._clean_max:
+            if len(self.segments) >= self._evict_at:
                 self._evict()
             self.segments[number] = extents
         return extents
 
     def _evict(self) -> None:
-        """Drop the older half of what can be loaded again."""
+        """Drop what can be loaded again, but for the newest."""
         frozen = self.frozen or {}
         clean = [n for n in self.segments if n not in self.dirty and n not in frozen]
-        for number in clean[: max(1, len(clean) // 2)]:
+        for number in clean[: max(1, len(clean) - self._clean_max // 2)]:
             del self.segments[number]
+        # Where much is dirty, looking again at every step would take the square of it.
+        self._evict_at = max(self._clean_max, 2 * len(self.segments))
+
+    def numbers(self, first: int, limit: int) -> list[int]:
+        """Numbers of segments from `first` on that may show something, ascending.
+
+        Some, about `limit`; none at the end.
+        """
+        stored: Sequence[int] = ()
+        if first < self._db_limit:
+            stored = self._source.segment_numbers(self._ino, first, limit)
+        last = stored[-1] if len(stored) == limit else _NOWHERE
+        found = {number for number in self.segments if first <= number <= last}
+        return sorted(found.union(stored))
 
     # --- changing ------------------------------------------------------------------------------
 
@@ -284,17 +302,18 @@ class FileMap:
         return removed
 
     def show(self, extents: Iterable[Extent]) -> int:
-        """Show stored extents, ascending, in an empty map; how many bytes they are."""
-        assert not self.segments, "only a new file is shown whole"
+        """Show stored extents, ascending, behind all that is shown; how many bytes they are."""
         shown = 0
-        self.touched_from = 0
         for start, end, source, offset in extents:
+            self.touched_from = min(self.touched_from, start)
             shown += end - start
             for number in range(start // SEGMENT_BYTES, (end - 1) // SEGMENT_BYTES + 1):
                 low = max(start, number * SEGMENT_BYTES)
                 high = min(end, (number + 1) * SEGMENT_BYTES)
                 part: Extent = (low, high, source, offset + low - start)
-                self.segments.setdefault(number, []).append(part)
+                segment = self._segment(number)
+                assert not segment or segment[-1][1] <= low, "behind what is shown"
+                segment.append(part)
                 self.dirty.add(number)
         return shown
 

@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 from ghostd import acl
@@ -226,9 +227,11 @@ class Filesystem:
         *,
         rdev: int = 0,
         target: bytes | None = None,
+        nameless: Inode | None = None,
     ) -> Inode:
         """A new entry of the type in `mode` (umask not applied yet).
 
+        `nameless`: the file that gets this as its first name, in place of a new one.
         Raises AlreadyExists, NameTooLong, NotFound.
         """
         directory = self._directory(parent)
@@ -255,7 +258,8 @@ class Filesystem:
                 mode &= ~caller.umask
             else:
                 access, mode = acl.inherited(acl.decode(default), mode)
-        inode = self.tree.new_inode(
+        make = self.tree.new_inode if nameless is None else partial(self.tree.named, nameless)
+        inode = make(
             mode=mode,
             uid=caller.uid,
             gid=gid,
@@ -274,6 +278,16 @@ class Filesystem:
                 self.tree.set_xattr(inode, acl.DEFAULT, default)
         self.tree.set_name(parent, name, inode.ino)
         self._entries_changed(directory, now, entries=1, subdirectories=1 if is_dir else 0)
+        return inode
+
+    def nameless(self) -> Inode:
+        """A new open file without a name: `create` gives it one, else `release` ends it."""
+        self.writeback.check_space(0)
+        now = self._now_ns()
+        inode = self.tree.new_inode(
+            mode=stat.S_IFREG, uid=0, gid=0, nlink=0, rdev=0, parent=0, target=None, now_ns=now
+        )
+        inode.opens = 1
         return inode
 
     def _entries_changed(

@@ -251,6 +251,14 @@ class Namespace:
         except apsw.Error as error:
             raise translated(error, self.path) from error
 
+    def segment_numbers(self, ino: int, first: int, limit: int) -> Sequence[int]:
+        """The first `limit` numbers of segments from `first` on, ascending."""
+        rows = self.query(
+            "SELECT segment FROM segments WHERE ino = ? AND segment >= ? ORDER BY segment LIMIT ?",
+            (ino, first, limit),
+        )
+        return [number for (number,) in rows]
+
     def load_xattrs(self, ino: int) -> dict[bytes, bytes]:
         """All extended attributes of an inode."""
         try:

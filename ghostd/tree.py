@@ -181,6 +181,30 @@ class Tree:
         self.touch(inode)
         return inode
 
+    def named(
+        self,
+        inode: Inode,
+        *,
+        mode: int,
+        uid: int,
+        gid: int,
+        nlink: int,
+        rdev: int,
+        parent: int,
+        target: bytes | None,
+        now_ns: int,
+        projection: int,
+    ) -> Inode:
+        """A file that has had no name so far, made into what `new_inode` would make."""
+        assert inode.is_file
+        assert not inode.nlink
+        assert target is None
+        inode.mode, inode.uid, inode.gid, inode.nlink = mode, uid, gid, nlink
+        inode.rdev, inode.parent, inode.projection = rdev, parent, projection
+        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = now_ns
+        self.touch(inode)
+        return inode
+
     def touch(self, inode: Inode) -> None:
         """The inode's row has changed in this epoch."""
         if not inode.dead:

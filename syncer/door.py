@@ -10,6 +10,7 @@ import queue
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -19,7 +20,6 @@ from blockstore.errors import ChunkMissing
 from blockstore.ids import Buffer, ChunkId, chunk_id
 from syncer.catalogue import Listing, Snapshot, decode_snapshot
 from syncer.door_protocol import (
-    EXTENT,
     DoorClosed,
     Extent,
     Head,
@@ -33,18 +33,18 @@ from syncer.door_protocol import (
     text,
     xattrs_from_wire,
 )
+from syncer.door_upload import STAGE_EXTENTS, Extents, Upload, packed
+from syncer.ranges import Ranges
 from syncer.remotes.errors import Busy, RemoteError, Unsupported
 from syncer.remotes.held import Held
 from syncer.tree import Content, Features, Metadata, Node, NodeKind, PageSink
 
 _PUT_BYTES = 16 << 20  # in one message
 _FETCH_IDS = 64
-_READ_BYTES = 8 << 20  # of a file that is being cut
 _PAGE = 2_000
 _TRIES: Final = 3  # to store a file whose chunks a collection removed meanwhile
 
 
-Extents = list[Extent]
 Outcomes = list[Node | RemoteError]
 Items = list[tuple[Head, Extents]]
 Buffers = list[Buffer]
@@ -211,6 +211,7 @@ class DoorTree:
         self._door = door
         self._store = DoorStore(door)
         self._root = root.strip(b"/")
+        self.stage_extents = STAGE_EXTENTS
         self._features = Features(
             write=True,
             symlinks=True,
@@ -271,8 +272,8 @@ class DoorTree:
 
     async def data_ranges(self, path: bytes, node: Node) -> Sequence[tuple[int, int]] | None:
         """See Tree."""
-        ranges = (await self._ask("ranges", path, token=node.token)).head["ranges"]
-        return None if ranges is None else [(offset, length) for offset, length in ranges]
+        answer = await self._ask("ranges", path, token=node.token)
+        return Ranges.from_bytes(answer.body) if answer.head["known"] else None
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -288,14 +289,35 @@ class DoorTree:
     ) -> Node:
         """See Tree."""
         for attempt in range(1, _TRIES + 1):
-            extents = await self._stored(content, ranges)
-            item = _item(self._path(path), content.size, metadata, old, replace=replace)
-            outcome = (await self._write([(item, extents)]))[0]
-            if not isinstance(outcome, Busy) or attempt == _TRIES:
-                break
-        if isinstance(outcome, RemoteError):
-            raise outcome
-        return outcome
+            try:
+                return await self._upload(path, content, metadata, ranges, old, replace=replace)
+            except Busy:
+                if attempt == _TRIES:
+                    raise
+        raise AssertionError
+
+    async def _upload(
+        self,
+        path: bytes,
+        content: Content,
+        metadata: Metadata,
+        ranges: Sequence[tuple[int, int]] | None,
+        old: Node | None,
+        *,
+        replace: bool,
+    ) -> Node:
+        where = self._path(path)
+        async with Upload(
+            self._door, self._store, where, content, stage_extents=self.stage_extents
+        ) as upload:
+            await upload.run(ranges)
+            item = _item(where, content.size, metadata, old, replace=replace)
+            item["stage"] = upload.stage
+            outcome = (await self._write([(item, upload.extents)]))[0]
+            if isinstance(outcome, RemoteError):
+                raise outcome
+            upload.named()
+            return outcome
 
     async def write_many(self, files: Sequence[SmallFile]) -> Outcomes:
         """Write small files at once; each one succeeds or fails alone."""
@@ -341,41 +363,12 @@ class DoorTree:
     async def _write(self, items: Sequence[tuple[Head, Sequence[Extent]]]) -> Outcomes:
         for item, extents in items:
             item["extents"] = len(extents)
-        body = b"".join(EXTENT.pack(*extent) for _, extents in items for extent in extents)
+        body = packed(chain.from_iterable(extents for _, extents in items))
         head = {"op": "write", "files": [item for item, _ in items]}
         answer = await self._door.ask(head, [body])
         return [
             error_of(result) or node_from_wire(result["node"]) for result in answer.head["results"]
         ]
-
-    async def _stored(self, content: Content, ranges: Sequence[tuple[int, int]] | None) -> Extents:
-        """Cut and store what is not a hole."""
-        extents: Extents = []
-        for start, length in [(0, content.size)] if ranges is None else ranges:
-            rest = b""
-            at, end = start, start + length
-            while at < end:
-                piece = await content.read(at, min(_READ_BYTES, end - at))
-                at += len(piece)
-                data = rest + piece
-                found, rest = await trio.to_thread.run_sync(
-                    self._put_cut, data, at - len(data), at >= end, limiter=self._door.limiter
-                )
-                extents += found
-        return extents
-
-    def _put_cut(self, data: bytes, base: int, final: bool) -> tuple[Extents, bytes]:
-        """The extents of `data`, which begins at `base` in the file, and what was not cut yet."""
-        lengths = self._store.cut(data)
-        if not final:
-            lengths.pop()
-        whole = sum(lengths)
-        ids = self._store.put(split(memoryview(data)[:whole], lengths))
-        extents = []
-        for length, name in zip(lengths, ids, strict=True):
-            extents.append((base, length, 0, bytes(name)))
-            base += length
-        return extents, data[whole:]
 
     async def mkdir(self, path: bytes, metadata: Metadata) -> None:
         """See Tree."""

@@ -8,6 +8,8 @@ import fcntl
 import os
 from typing import Final
 
+from syncer.ranges import Ranges
+
 _RENAME_NOREPLACE: Final = 1
 _FICLONE: Final = 0x40049409
 _SYNC_FILE_RANGE_WRITE: Final = 2
@@ -80,17 +82,22 @@ def file_system_magic(handle: int) -> int:
 
 
 def data_ranges(handle: int, size: int) -> list[tuple[int, int]]:
+    """See data_runs: for files that are known to have few, or callers that use them up."""
+    return list(data_runs(handle, size))
+
+
+def data_runs(handle: int, size: int) -> Ranges:
     """(offset, length) of what is not a hole below `size`, ascending. Moves the file's position.
 
     Everything where the file system knows no holes. Allocated blocks would not tell: those of
     attributes count among them.
     """
-    ranges: list[tuple[int, int]] = []
+    ranges = Ranges()
     end = 0
     while end < size:
         start, length = next_data(handle, end, size, size)
         if length:
-            ranges.append((start, length))
+            ranges.add(start, length)
         end = start + length
     return ranges
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from syncer import linux
@@ -120,10 +120,10 @@ class LocalFiles:
             raise Garbled(f"{self._where(path)} gave {len(data)} of {length} bytes at {offset}")
         return data
 
-    def data_ranges(self, path: bytes, node: Node) -> list[tuple[int, int]]:
+    def data_ranges(self, path: bytes, node: Node) -> Sequence[tuple[int, int]]:
         """See Tree."""
         with self.pinned(path, node) as handle:
-            return linux.data_ranges(handle, node.size)
+            return linux.data_runs(handle, node.size)
 
     def xattrs(self, path: bytes) -> dict[bytes, bytes]:
         """See Tree."""

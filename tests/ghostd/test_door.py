@@ -16,10 +16,12 @@ import trio
 from blockstore.disk import OsDisk
 from blockstore.ids import Buffer
 from ghostd.door_server import DoorServer
+from ghostd.door_stages import Stages
 from ghostd.door_tree import DoorTree as Namespace
 from ghostd.in_loop import InLoop
 from ghostd.invalidator import Invalidator
 from ghostd.keeper import CollectionRefused, Keeper
+from syncer import door_upload
 from syncer.backup import backup
 from syncer.catalogue import Snapshot
 from syncer.door import Door, DoorStore, DoorTree, SmallFile
@@ -64,8 +66,11 @@ class CountingDoor(Door):
 class Doors:
     """A daemon without a mount, and a worker's end of its door."""
 
-    def __init__(self, world: ProjectedWorld, server: DoorServer, door: CountingDoor) -> None:
+    def __init__(
+        self, world: ProjectedWorld, server: DoorServer, door: CountingDoor, stages: Stages
+    ) -> None:
         self.world = world
+        self.stages = stages
         self.server = server
         self.door = door
         self.store = DoorStore(door)
@@ -95,10 +100,10 @@ async def opened(folder: Path, remotes=None) -> AsyncIterator[Doors]:
             world.keeper.holds.append(lambda: server.holds)
             ends = server.open()
             door = await trio.to_thread.run_sync(CountingDoor, ends)
-            yield Doors(world, server, door)
+            yield Doors(world, server, door, names.stages)
             door.close()
             with trio.fail_after(10):
-                while server._served:  # noqa: ASYNC110  its threads are ending
+                while server.visits:  # noqa: ASYNC110  its threads are ending
                     await trio.sleep(0.001)
             await world.writeback.commit()
     finally:
@@ -321,3 +326,65 @@ async def test_paths_that_lead_nowhere(tmp_path):
                 await doors.tree.write(path, Content(b""), PLAIN)
         assert stat.S_ISDIR((await doors.world.look(b"")).mode)
         assert await doors.nodes() == {}
+
+
+async def test_a_large_file_goes_in_stages_and_appears_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(door_upload, "BATCH_BYTES", MIB)
+    data = random.Random(5).randbytes(6 * MIB + 77)
+    metadata = Metadata(mode=0o600, uid=7, gid=8, mtime_ns=9, xattrs={b"user.a": b"b"})
+    async with opened(tmp_path) as doors:
+        old = await doors.tree.write(b"d/f", Content(b"old"), PLAIN)
+        doors.tree.stage_extents = 10
+        seen = []
+
+        class Watched(Content):
+            async def read(self, offset: int, length: int) -> bytes:
+                seen.append((len(doors.stages), (await doors.nodes(b"d"))[b"f"].size))
+                return await super().read(offset, length)
+
+        holes = [(at, 300_000) for at in range(0, len(data) - 300_000, 600_000)]
+        expected = bytearray(len(data))
+        for at, length in holes:
+            expected[at : at + length] = data[at : at + length]
+        node = await doors.tree.write(b"d/f", Watched(data), metadata, ranges=holes, old=old)
+        assert seen[-1] == (1, 3)  # a stage was under way, and nobody saw it
+        assert not len(doors.stages)
+        assert (node.size, node.allocated) == (len(data), sum(length for _, length in holes))
+        assert (node.mode, node.uid, node.gid, node.mtime_ns) == (0o600, 7, 8, 9)
+        assert await doors.tree.xattrs(b"d/f") == metadata.xattrs
+        assert await doors.world.content(b"d/f") == expected
+        assert await doors.tree.data_ranges(b"d/f", node) == holes
+        await doors.world.check()
+    async with opened(tmp_path) as doors:
+        assert await doors.world.content(b"d/f") == expected
+        await doors.world.check()
+
+
+async def test_what_was_staged_goes_with_its_worker_and_with_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(door_upload, "BATCH_BYTES", MIB)
+    data = random.Random(6).randbytes(3 * MIB)
+
+    class Half(Content):
+        async def read(self, offset: int, length: int) -> bytes:
+            if offset:
+                raise Changed("it changed")
+            return await super().read(offset, length)
+
+    async with opened(tmp_path) as doors:
+        doors.tree.stage_extents = 3
+        with pytest.raises(Changed):
+            await doors.tree.write(b"f", Half(data), PLAIN, ranges=[(0, MIB), (MIB, 2 * MIB)])
+        assert not len(doors.stages)
+        head = {"op": "stage", "path": "f", "stage": 0, "files": [{"extents": 0}]}
+        await doors.door.ask(head)
+        await doors.world.writeback.commit()
+        assert len(doors.stages) == 1
+        with pytest.raises(Busy):
+            await doors.door.ask({**head, "stage": 12_345})
+        doors.door.close()
+        with trio.fail_after(10):
+            while len(doors.stages):  # noqa: ASYNC110  its threads are ending
+                await trio.sleep(0.001)
+        await doors.world.writeback.commit()
+        await doors.world.check()
+        assert not doors.world.namespace.orphans()

@@ -44,6 +44,10 @@ class Rows:
         assert ino == 7
         return [(number, row[0]) for number, row in self.rows.items() if number >= first]
 
+    def segment_numbers(self, ino: int, first: int, limit: int) -> Sequence[int]:
+        assert ino == 7
+        return sorted(number for number in self.rows if number >= first)[:limit]
+
     def apply(self, cut: int | None, segments: dict[int, list[Extent]]) -> None:
         if cut is not None:
             self.rows = {number: row for number, row in self.rows.items() if number < cut}
