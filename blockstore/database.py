@@ -12,8 +12,9 @@ from pathlib import Path
 
 import apsw
 
-from blockstore.disk import SQLITE_VFS, Disk, OsDisk, write_log_again
+from blockstore.disk import SQLITE_VFS, Disk, OsDisk
 from blockstore.errors import OrbitError, StorageFailed, StorageFull, StoreInvalid
+from blockstore.write_ahead_log import WriteAheadLog
 
 PAGE_BYTES = 4096
 LOG_PAGES_MAX = 4_000  # beyond, the log is moved into the database file
@@ -67,19 +68,17 @@ class Database:
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._connections_lock = threading.Lock()
-        # A log left by a process that was killed after a failed fsync may be in memory only.
-        self._log_suspect = True
-        self._log_pages = 0
+        self._log = WriteAheadLog(self._disk, path, LOG_PAGES_MAX)
         try:
             with translated(path):
-                self._renew_log()
+                self._log.renew()
                 self.writer = self._connect()
                 self._scratch = self.writer
                 if not self.single:
                     self.writer.pragma("journal_mode", "wal")
                 self.writer.pragma("synchronous", 1)
                 self.writer.pragma("wal_autocheckpoint", 0)  # it would hide its failures
-                self.writer.set_wal_hook(self._logged)
+                self._log.follow(self.writer)
         except BaseException:
             with contextlib.suppress(OrbitError):
                 self.close()
@@ -122,9 +121,9 @@ class Database:
                 for connection in connections[:1]:  # the writer last: it checkpoints
                     try:
                         with contextlib.suppress(OrbitError):
-                            self._renew_log()
+                            self._log.renew()
                     finally:
-                        if self._log_suspect:
+                        if self._log.suspect:
                             # Half of a doubtful log in the database file is worse than the log.
                             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                         connection.close()
@@ -170,36 +169,11 @@ class Database:
     def changing(self) -> Iterator[None]:
         """Hold the write lock; what is done inside is one transaction."""
         with self.lock, translated(self.path):
-            self._renew_log()
+            self._log.renew()
             try:
                 with transaction(self.writer):
                     yield
             except BaseException:
-                self._log_suspect = True
+                self._log.doubt()
                 raise
-            self._checkpoint()
-
-    def _renew_log(self) -> None:
-        """After a failure make what the log shows durable, before anything is built on it.
-
-        A failed fsync may leave a gap in it. Recovery after a power cut stops there, while later
-        transactions were reported durable, or are in the database file already: mixed with the
-        older pages before the gap, that is a damaged database.
-        """
-        if self._log_suspect:
-            write_log_again(self._disk, self.path)
-            self._log_suspect = False
-
-    def _checkpoint(self) -> None:
-        """Move a large log into the database file. The caller's transaction holds in any case."""
-        if self._log_pages < LOG_PAGES_MAX:
-            return
-        self._log_pages = 0
-        try:
-            self.writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        except apsw.Error:
-            self._log_suspect = True
-
-    def _logged(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
-        self._log_pages = pages
-        return apsw.SQLITE_OK
+            self._log.checkpoint(self.writer)

@@ -18,8 +18,9 @@ from typing import Any, Final
 import apsw
 
 from blockstore.database import transaction
-from blockstore.disk import Disk, OsDisk, write_log_again
+from blockstore.disk import Disk, OsDisk
 from blockstore.errors import FormatTooNew, StorageFailed, StorageFull
+from blockstore.write_ahead_log import WriteAheadLog
 from syncer.jobs_errors import JobsDamaged
 
 FORMAT: Final = 1
@@ -60,9 +61,7 @@ class JobsDatabase:
         self._write_lock = threading.RLock()
         self._read_lock = self._write_lock if self._single else threading.RLock()
         self._connections: list[apsw.Connection] = []
-        # A log left by a process that was killed after a failed fsync may be in memory only.
-        self._log_suspect = True
-        self._log_pages = 0
+        self._log = WriteAheadLog(self._disk, path, _LOG_PAGES_MAX)
         if not self._single:
             _make_private(path)
         try:
@@ -90,7 +89,7 @@ class JobsDatabase:
 
     def _prepare(self) -> None:
         connection = self._writer
-        connection.set_wal_hook(self._logged)
+        self._log.follow(connection)
         with transaction(connection):
             if not connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
                 schema = resources.files("syncer").joinpath("jobs.sql").read_text()
@@ -133,12 +132,12 @@ class JobsDatabase:
             self._writer.pragma("synchronous", _FULL if durable else _NORMAL)
             try:
                 with transaction(self._writer):
-                    self._renew_log()
+                    self._log.renew()  # nobody else writes to the log while we may
                     yield self._writer
             except (apsw.Error, StorageFailed, StorageFull):
-                self._log_suspect = True
+                self._log.doubt()
                 raise
-            self._checkpoint()
+            self._log.checkpoint(self._writer)
 
     def version(self) -> int:
         """Another number than before when anything was committed meanwhile, by anyone."""
@@ -147,29 +146,6 @@ class JobsDatabase:
                 return self._writer.total_changes()
             # The one that reads sees the commits of the other as those of other processes.
             return int(self._reader.pragma("data_version"))
-
-    def _renew_log(self) -> None:
-        """After a failure make what the log shows durable, before anything is built on it.
-
-        See blockstore/database.py. Nobody else writes to the log while we may.
-        """
-        if self._log_suspect:
-            write_log_again(self._disk, self.path)
-            self._log_suspect = False
-
-    def _checkpoint(self) -> None:
-        """Move a large log into the database file. The caller's transaction holds in any case."""
-        if self._log_pages < _LOG_PAGES_MAX:
-            return
-        self._log_pages = 0
-        try:
-            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        except apsw.Error:
-            self._log_suspect = True
-
-    def _logged(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
-        self._log_pages = pages
-        return apsw.SQLITE_OK
 
 
 def run(connection: apsw.Connection, query: str, values: Sequence[Any] = ()) -> list[Any]:
