@@ -20,26 +20,10 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a 
 
 def answer_of(job: Job) -> dict[str, Any]:
     """A job as JSON."""
-    from syncer.jobs_spec import spec_fields
+    from syncer.jobs_rows import job_fields
 
-    spec = spec_fields(job.spec)
-    return {
-        "number": job.number,
-        "spec": json.loads(json.dumps(spec)),
-        "state": str(job.state),
-        "wanted": str(job.wanted),
-        "reason": job.reason,
-        "priority": job.priority,
-        "after": list(job.after),
-        "schedule": job.schedule,
-        "attempt": job.attempt,
-        "submitted_ns": job.submitted_ns,
-        "started_ns": job.started_ns,
-        "ended_ns": job.ended_ns,
-        "due_ns": job.due_ns,
-        "progress": dict(job.progress),
-        "report": dict(job.report),
-    }
+    answer: dict[str, Any] = json.loads(json.dumps(job_fields(job)))
+    return answer
 
 
 def _print(job: Job, *, as_json: bool) -> None:

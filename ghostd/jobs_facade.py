@@ -9,7 +9,8 @@ from typing import Any
 
 from syncer.job_states import JobState, Wanted
 from syncer.jobs import Job, Jobs
-from syncer.jobs_spec import spec_fields, spec_of
+from syncer.jobs_rows import job_fields
+from syncer.jobs_spec import spec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +59,7 @@ class JobFailures:
 
 
 def _info(job: Job) -> JobInfo:
-    return JobInfo(
-        number=job.number,
-        spec=spec_fields(job.spec),
-        state=job.state.value,
-        wanted=job.wanted.value,
-        reason=job.reason,
-        priority=job.priority,
-        after=job.after,
-        schedule=job.schedule,
-        attempt=job.attempt,
-        submitted_ns=job.submitted_ns,
-        started_ns=job.started_ns,
-        ended_ns=job.ended_ns,
-        due_ns=job.due_ns,
-        progress=job.progress,
-        report=job.report,
-    )
+    return JobInfo(**job_fields(job))
 
 
 class JobControl:

@@ -16,7 +16,7 @@ from syncer.events import Event, event_fields
 from syncer.job_states import ENDED, JobState, Wanted, may_step
 from syncer.jobs_database import run, run_many
 from syncer.jobs_errors import JobsDamaged, NoSuchJob
-from syncer.jobs_spec import decode_spec
+from syncer.jobs_spec import decode_spec, spec_fields
 from syncer.options import JobSpec
 
 EVENTS_KEPT: Final = 10_000  # of a job's log
@@ -53,6 +53,27 @@ class Job:
     def scheduled(self) -> bool:
         """Whether it has times of its own, and never runs itself."""
         return self.due_ns > 0
+
+
+def job_fields(job: Job) -> dict[str, Any]:
+    """What users are told of a job, as JSON takes it; nothing of who holds it."""
+    return {
+        "number": job.number,
+        "spec": spec_fields(job.spec),
+        "state": job.state.value,
+        "wanted": job.wanted.value,
+        "reason": job.reason,
+        "priority": job.priority,
+        "after": job.after,
+        "schedule": job.schedule,
+        "attempt": job.attempt,
+        "submitted_ns": job.submitted_ns,
+        "started_ns": job.started_ns,
+        "ended_ns": job.ended_ns,
+        "due_ns": job.due_ns,
+        "progress": dict(job.progress),
+        "report": dict(job.report),
+    }
 
 
 def find_jobs(connection: apsw.Connection, where: str, values: Sequence[Any]) -> list[Job]:
