@@ -54,6 +54,7 @@ Ts = TypeVarTuple("Ts")
 _OPTIONS = ("identity",)
 _PART_BYTES = 1 << 20  # of a write, with a deadline each: 35 kB/s are enough
 _CLOSE_S = 2.0  # to say goodbye
+_SILENT_S = 1.0  # of a session, after which it is no loss when a call of it is cancelled
 
 _CAPABILITIES = Capabilities(
     write=True,
@@ -149,8 +150,13 @@ class SftpRemote:
     async def _within(
         self, session: SftpSession, function: Callable[[*Ts], Awaitable[T]], *args: *Ts
     ) -> T:
-        """Call with a deadline. A session that says nothing at all until then is given up."""
-        started = asyncio.get_running_loop().time()
+        """Call with a deadline. A session that says nothing at all until then is given up.
+
+        So is one that says nothing until a caller has less patience and cancels: the next call
+        would wait for it just as long.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await function(*args)
@@ -159,6 +165,12 @@ class SftpRemote:
             if session.heard_at < started:
                 self._link.drop(session, error)
             raise error from None
+        except asyncio.CancelledError:
+            waited_s = loop.time() - started
+            if session.heard_at < started and waited_s > _SILENT_S:
+                error = _Silent(f"{self._url}: no answer in {waited_s:.1f} s: is the host up?")
+                self._link.drop(session, error)
+            raise
 
     async def _stat(self, session: SftpSession, key: bytes) -> Entry:
         path = self._path(key)

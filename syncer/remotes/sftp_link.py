@@ -273,6 +273,8 @@ class Link:
         if isinstance(error, asyncssh.ChannelOpenError):
             if error.code == asyncssh.OPEN_RESOURCE_SHORTAGE:
                 return Busy(f"{where}: too many sessions: {error.reason}")
+            if error.code == asyncssh.OPEN_CONNECT_FAILED:  # asyncssh's own: the connection broke
+                return Unreachable(f"{where}: the connection broke: {error.reason}")
             return Unsupported(f"{where}: the server offers no SFTP: {error.reason}")
         if isinstance(error, asyncssh.KeyImportError | asyncssh.KeyEncryptionError):
             return Denied(f"{where}: the key of the login cannot be used: {error}")
