@@ -7,7 +7,8 @@ and hashes what has passed where somebody wants to know.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -24,12 +25,22 @@ Pass = Callable[[int], Awaitable[None]]  # bytes that are about to be read: wait
 class _Flight:
     """A block that is being read, or has been."""
 
-    __slots__ = ("data", "error", "landed")
+    __slots__ = ("data", "end", "error", "landed", "start")
 
-    def __init__(self) -> None:
+    def __init__(self, start: int, end: int) -> None:
         self.landed = trio.Event()
+        self.start = start  # in the file
+        self.end = end
         self.data = b""
         self.error: Exception | None = None
+
+
+def _start_of(run: tuple[int, int]) -> int:
+    return run[0]
+
+
+def _end_of(run: tuple[int, int]) -> int:
+    return run[0] + run[1]
 
 
 class SourceContent:
@@ -50,8 +61,13 @@ class SourceContent:
         before: Pass | None = None,
         after: Callable[[int], None] | None = None,
         hashed: bool = False,
+        ranges: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """`ahead`: blocks that are read before they are asked for. `after`: counts what came."""
+        """`ahead`: blocks that are read before they are asked for. `after`: counts what came.
+
+        `ranges`: what is not a hole, ascending; nothing else is read unless it is asked for.
+        """
+        self._ranges = ranges
         self._nursery = nursery
         self._source = source
         self._path = path
@@ -79,31 +95,50 @@ class SourceContent:
         for index in [each for each in self._flights if each < first]:
             del self._flights[index]  # passed
         for index in range(first, min(last + 1 + self._ahead, self._blocks)):
-            if index not in self._flights:
-                flight = self._flights[index] = _Flight()
-                self._nursery.start_soon(self._fly, index, flight)
+            if index not in self._flights and (span := self._span(index)) is not None:
+                flight = self._flights[index] = _Flight(*span)
+                self._nursery.start_soon(self._fly, flight)
         parts = []
         for index in range(first, last + 1):
+            low = max(offset, index * self._block_bytes)
+            high = min(offset + length, (index + 1) * self._block_bytes)
             # Held here: a read elsewhere in the file may drop it from the table meanwhile.
             flight = self._flights.get(index) or await self._again(index)
             await flight.landed.wait()
             if flight.error is not None:
                 self._flights.pop(index, None)  # a retry reads it again
                 raise flight.error
-            start = index * self._block_bytes
-            parts.append(flight.data[max(0, offset - start) : offset + length - start])
+            if flight.start <= low and high <= flight.end:
+                parts.append(flight.data[low - flight.start : high - flight.start])
+            else:  # a hole, or a part of one
+                parts.append(await self._source.read(self._path, self._node, low, high - low))
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         await self._digest(offset, data)
         return data
 
+    def _span(self, index: int) -> tuple[int, int] | None:
+        """Where in a block, from the first to the last byte, there is data; None: nowhere."""
+        start = index * self._block_bytes
+        end = min(start + self._block_bytes, self._node.size)
+        ranges = self._ranges
+        if ranges is None:
+            return start, end
+        first = bisect_right(ranges, start, key=_end_of)
+        behind = bisect_left(ranges, end, lo=first, key=_start_of)
+        if first == behind:
+            return None
+        return max(start, _start_of(ranges[first])), min(end, _end_of(ranges[behind - 1]))
+
     async def _again(self, index: int) -> _Flight:
-        flight = self._flights[index] = _Flight()
-        await self._fly(index, flight)
+        flight = self._flights[index] = _Flight(*(self._span(index) or (0, 0)))
+        if flight.end:
+            await self._fly(flight)
+        else:
+            flight.landed.set()
         return flight
 
-    async def _fly(self, index: int, flight: _Flight) -> None:
-        offset = index * self._block_bytes
-        length = min(self._block_bytes, self._node.size - offset)
+    async def _fly(self, flight: _Flight) -> None:
+        offset, length = flight.start, flight.end - flight.start
         try:
             if self._before is not None:
                 await self._before(length)
@@ -147,6 +182,7 @@ async def source_content(
     before: Pass | None = None,
     after: Callable[[int], None] | None = None,
     hashed: bool = False,
+    ranges: Sequence[tuple[int, int]] | None = None,
 ) -> AsyncIterator[SourceContent]:
     """A content whose reading ahead ends with the block. Errors come out as they were raised."""
     failure: BaseException | None = None
@@ -161,6 +197,7 @@ async def source_content(
                 before=before,
                 after=after,
                 hashed=hashed,
+                ranges=ranges,
             )
         except Exception as error:  # noqa: BLE001  a nursery would put it into a group
             failure = error

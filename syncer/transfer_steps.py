@@ -255,6 +255,7 @@ class Steps:
             before=self._take,
             after=self._moved,
             hashed=self.options.verify,
+            ranges=ranges,
         ) as content:
             written = await self.target.write(
                 step.path,
