@@ -43,7 +43,7 @@ from syncer.backup_assembly import (
 )
 from syncer.backup_previous import Known, Previous, PreviousTree, as_it_was, unchanged
 from syncer.backup_read import BATCH_FILES, BUFFER_BYTES, LARGE_BYTES, Reader, Slot
-from syncer.backup_scan import Folder, Found, Keeps, Pages, Scan
+from syncer.backup_scan import Folder, Found, IgnoreFiles, Keeps, Pages, Scan
 from syncer.backup_small import read_batch
 from syncer.backup_stream import Stream
 from syncer.chunks import ChunkStore
@@ -70,6 +70,7 @@ async def backup(
     options: Options | None = None,
     *,
     keeps: Keeps | None = None,
+    ignores: IgnoreFiles | None = None,
     progress: Callable[[Progress], None] | None = None,
     failed: Callable[[Failure], None] | None = None,
 ) -> Backup:
@@ -77,6 +78,7 @@ async def backup(
 
     `previous`: an earlier backup of the same tree into the same store; files that look the same to
     it are not read, unless `options.checksum`. `keeps(path, node)` false: left out, with all below.
+    `ignores`: what `keeps` has to know of a directory first; for trees that are not local.
     `progress` and `failed` are called in the trio loop. Attributes are kept whatever the options
     say, as far as the tree knows them: what a snapshot has can be left out when it is restored.
 
@@ -92,7 +94,16 @@ async def backup(
         with _rare_collections():
             async with trio.open_nursery() as nursery:
                 run = _Run(
-                    tree, store, previous, options, keeps, nursery, scratch, progress, failed
+                    tree,
+                    store,
+                    previous,
+                    options,
+                    keeps,
+                    ignores,
+                    nursery,
+                    scratch,
+                    progress,
+                    failed,
                 )
                 result = await run.run(top)
                 nursery.cancel_scope.cancel()
@@ -145,6 +156,7 @@ class _Run:
         previous: Previous | None,
         options: Options,
         keeps: Keeps | None,
+        ignores: IgnoreFiles | None,
         nursery: trio.Nursery,
         scratch: Scratch,
         progress: Callable[[Progress], None] | None,
@@ -154,7 +166,7 @@ class _Run:
         self._nursery = nursery
         writer = TreeWriter(store)
         self._previous = None if previous is None else PreviousTree(store, previous)
-        self._scan = Scan(tree, self._previous, options, keeps, nursery)
+        self._scan = Scan(tree, self._previous, options, keeps, nursery, ignores)
         self._reader = Reader(tree, store, writer, xattrs=True, checksum=options.checksum)
         self._tree = tree
         # Tokens of local nodes change with any attribute; those of others with the content alone.

@@ -7,7 +7,7 @@ memory, larger ones in a scratch database; a few neighbours are listed ahead.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -27,6 +27,16 @@ SORTED_MAX: Final = 50_000  # nodes sorted in memory, some 30 MB
 _PAGE: Final = 2_000
 
 Keeps = Callable[[bytes, Node], bool]
+
+
+class IgnoreFiles(NamedTuple):
+    """Files whose content decides on what lies beside and below them."""
+
+    names: frozenset[bytes]
+    # Is given the path of a directory and those of its nodes that have these names.
+    enter: Callable[[bytes, Sequence[Node]], Awaitable[None]]
+
+
 _NAME = operator.itemgetter(0)
 
 
@@ -100,8 +110,10 @@ class Scan:
         options: Options,
         keeps: Keeps | None,
         nursery: trio.Nursery,
+        ignores: IgnoreFiles | None = None,
     ) -> None:
         self._tree = tree
+        self._ignores = ignores
         self._previous = previous
         self._options = options
         self._keeps = keeps
@@ -169,8 +181,12 @@ class Scan:
 
     async def _list(self, folder: Folder) -> list[Found] | _Sorter:
         sorter = _Sorter()
+        ignores = self._ignores
+        rules: list[Node] = []
 
         async def take(page: Page) -> None:
+            if ignores is not None:
+                rules.extend(node for node in page if node.name in ignores.names)
             if len(page) < 1_000:  # shorter than a hop to a thread
                 sorter.add(page)
                 await trio.lowlevel.checkpoint()
@@ -178,6 +194,8 @@ class Scan:
                 await trio.to_thread.run_sync(sorter.add, page)
 
         await self._tree.list(folder.path, take)
+        if ignores is not None:
+            await ignores.enter(folder.path, rules)
         nodes = sorter.small
         if nodes is None:
             return sorter

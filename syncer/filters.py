@@ -194,6 +194,11 @@ class Filters:
         """Whether everything is kept, in this directory and below until an ignore file is found."""
         return self._compiled is None and not self._ignores
 
+    def without(self, *names: bytes) -> Filters:
+        """The same, but files of these names are no ignore files."""
+        left = tuple(name for name in self.ignore_names if name not in names)
+        return Filters(self._compiled, left, self._ignores)
+
     def enter(self, directory: bytes, contents: Mapping[bytes, bytes]) -> Filters:
         """Return the filters for what is in a directory that has files of `ignore_names`.
 

@@ -147,6 +147,16 @@ def _no_mtimes(case: Case) -> bool:
     return case.destination.mtime_resolution_ns == 0 or not case.options.times
 
 
+def _of_files(options: Options) -> str:
+    """Options that say how files are copied one by one."""
+    given = (
+        ("--fail-fast does nothing", options.fail_fast),
+        ("--no-resume does nothing", not options.resume),
+        ("--no-durable does nothing", not options.durable),
+    )
+    return ", ".join(words for words, there in given if there)
+
+
 ERROR: Final = Severity.ERROR
 NOTICE: Final = Severity.NOTICE
 
@@ -209,6 +219,13 @@ RULES: Final[tuple[Rule, ...]] = (
         "source's files: use --mode sync, with --checksum to compare contents",
     ),
     Rule(
+        "backup-follows-symlinks",
+        ERROR,
+        lambda case: case.spec.verb is Verb.BACKUP and case.options.symlinks is Symlinks.FOLLOW,
+        "a backup keeps symlinks as they are, so that a restore brings them back: take --symlinks "
+        "follow away, or give --symlinks skip, and back up what they lead to by itself",
+    ),
+    Rule(
         "trash-outside",
         ERROR,
         _trash_outside,
@@ -257,6 +274,28 @@ RULES: Final[tuple[Rule, ...]] = (
                 if case.both_local
                 else "the destination keeps files as they are"
             )
+        ),
+    ),
+    Rule(
+        "compression-of-daemon",
+        NOTICE,
+        lambda case: (
+            case.options.compression in CODECS
+            and case.destination.chunked
+            and not (case.spec.verb is Verb.BACKUP and bool(case.spec.destination))
+        ),
+        lambda case: (
+            f"--compression {case.options.compression} does nothing: the daemon's store has a codec"
+            " of its own, `compression` under [store] in its configuration"
+        ),
+    ),
+    Rule(
+        "backup-does-by-itself",
+        NOTICE,
+        lambda case: case.spec.verb is Verb.BACKUP and bool(_of_files(case.options)),
+        lambda case: (
+            f"{_of_files(case.options)}: a backup goes on after files that cannot be read, never "
+            "stores again what is there, and is recorded when all of it is on the disk"
         ),
     ),
     Rule(

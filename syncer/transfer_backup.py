@@ -5,32 +5,38 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Final, cast
+from functools import partial
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
+from blockstore.ids import Buffer, ChunkId
+from blockstore.options import StoreOptions
 from syncer.backup import Failure, Previous, Progress, backup
 from syncer.catalogue import Catalogue, Snapshot, check_name, choose_name
 from syncer.chunks import ChunkStore
 from syncer.ends import HasSnapshots, open_tree
 from syncer.engine import Run, remote_options_of
 from syncer.events import Event, shown
-from syncer.filters import Filters
 from syncer.guidance import check, refuse_errors
-from syncer.local_tree import LocalTree
+from syncer.limit import Limit
 from syncer.location import Location, LocationKind, parse
 from syncer.options import Mode
 from syncer.plan import Plan, make_plan
-from syncer.remotes.errors import Missing, RemoteError, Unsupported
+from syncer.remotes.errors import Exists, Missing, Unsupported
+from syncer.snapshot_check import snapshot_check
 from syncer.steps import Step, StepKind
+from syncer.transfer_kept import Kept
 from syncer.transfer_plan import filters_of
-from syncer.tree import ROOT, Features, Node, NodeKind, PageSink, Tree
+from syncer.transfer_tuning import cores, explain
+from syncer.tree import Features, Node, PageSink, Tree
+from syncer.tuning import tune
 from syncer.units import parse_duration
 
-_IGNORE_BYTES_MAX: Final = 1 << 20
-_KEPT_MAX: Final = 64  # directories whose filters are remembered; a walk is in one at a time
+if TYPE_CHECKING:
+    from blockstore.codec import CompressionName
 
 STORE: Final = Features(
     write=True, symlinks=True, hard_links=True, specials=True, mode=True, owner=True, xattrs=True,
@@ -40,9 +46,12 @@ STORE: Final = Features(
 
 @asynccontextmanager
 async def open_store(
-    run: Run, destination: Location | None
+    run: Run, destination: Location | None, codec: str = ""
 ) -> AsyncIterator[tuple[ChunkStore, Catalogue, str]]:
-    """Where snapshots are kept, and its name. Raises Unsupported, RemoteError, OrbitError."""
+    """Where snapshots are kept, and its name. Raises Unsupported, RemoteError, OrbitError.
+
+    `codec`: of what is new in a repository; the daemon's store has its own.
+    """
     door = run.context.door
     if destination is None:
         if not isinstance(door, HasSnapshots):
@@ -55,8 +64,9 @@ async def open_store(
     from syncer.repository import Access, Repository
 
     access = Access.READ if run.dry_run else Access.WRITE
+    options = StoreOptions(compression=cast("CompressionName", codec or "zstd"))
     async with Repository.open(
-        destination.place, run.context, access, create=not run.dry_run
+        destination.place, run.context, access, create=not run.dry_run, options=options
     ) as repository:
         yield repository.store, repository.catalogue, repository.label
 
@@ -74,26 +84,50 @@ async def run_backup(run: Run) -> None:
     )
     if spec.options.name:
         check_name(spec.options.name)
-    async with (
-        open_tree(source, run.context, spec.options) as tree,
-        open_store(run, destination) as (store, catalogue, label),
-    ):
-        run.report.source, run.report.destination = tree.label, label
+    async with open_tree(source, run.context, spec.options) as tree:
         features = replace(STORE, local=tree.features.local)
         for each in refuse_errors(check(spec, tree.features, features)):
             run.notice(each.sentence)
-        job = _BackupJob(run, tree, store, catalogue)
-        if run.dry_run:
-            await job.show_plan()
-        else:
-            await job.carry_out()
+        local = destination is None or destination.place.startswith("/")
+        there, own = replace(STORE, local=local), destination is None
+        tuning = tune(spec.options, tree.features, there, cores(), own_codec=own).tuning
+        async with open_store(run, destination, tuning.codec) as (store, catalogue, label):
+            run.report.source, run.report.destination = tree.label, label
+            explain(run, tuning.reasons[-1:])  # the others are about copying file by file
+            job = _BackupJob(run, tree, store, catalogue, tuning.codec)
+            if run.dry_run:
+                await job.show_plan()
+            else:
+                await job.carry_out()
+
+
+class _Limited:
+    """A store that takes new bytes no faster than the job may go. See ChunkStore."""
+
+    def __init__(self, store: ChunkStore, limit: Limit) -> None:
+        self._store = store
+        self._limit = limit
+        self.cut = store.cut
+        self.contains = store.contains
+        self.fetch = store.fetch
+        self.sync = store.sync
+
+    def put(self, chunks: Sequence[Buffer]) -> list[ChunkId]:
+        """See ChunkStore. In a thread of trio's."""
+        if self._limit.limited:
+            trio.from_thread.run(self._limit.take, sum(map(len, chunks)))
+        return self._store.put(chunks)
 
 
 class _BackupJob:
     """One run."""
 
-    def __init__(self, run: Run, tree: Tree, store: ChunkStore, catalogue: Catalogue) -> None:
+    def __init__(
+        self, run: Run, tree: Tree, store: ChunkStore, catalogue: Catalogue, codec: str
+    ) -> None:
+        """`codec`: of new chunks; "": the store's own."""
         self._run = run
+        self._codec = codec
         self._tree = tree
         self._store = store
         self._catalogue = catalogue
@@ -102,6 +136,9 @@ class _BackupJob:
     async def _previous(self) -> Snapshot | None:
         """The last snapshot of the same place."""
         listing = await self._catalogue.list()
+        name = self._run.options.name
+        if name and any(each.name == name for each in listing.snapshots):
+            raise Exists(f"there is a snapshot {name!r} already: choose another name")
         ours = [
             each
             for each in listing.snapshots
@@ -114,15 +151,14 @@ class _BackupJob:
         run, began_ns = self._run, time.time_ns()
         previous = await self._previous()
         run.meter.phase = "backing up"
-        keeps = None
-        if run.options.filters or isinstance(self._tree, LocalTree):
-            keeps = _Kept(self._tree, filters_of(run.options)).keeps
+        kept = Kept(self._tree, filters_of(run.options))
         made = await backup(
             self._tree,
-            self._store,
+            _Limited(self._store, run.limit),
             Previous(previous.root, previous.tokens) if previous is not None else None,
             run.options,
-            keeps=keeps,
+            keeps=kept.keeps,
+            ignores=kept.ignores,
             progress=self._progress,
             failed=self._failed,
         )
@@ -148,7 +184,18 @@ class _BackupJob:
         )
         await self._catalogue.add(snapshot)
         run.report.snapshot = snapshot.name
+        if options.verify:
+            await self._verify(snapshot)
         await trio.to_thread.run_sync(self._audit, snapshot)
+
+    async def _verify(self, snapshot: Snapshot) -> None:
+        """Read the snapshot back, whole: chunks that were there before count like new ones."""
+        self._run.meter.phase = "verifying"
+        look = partial(snapshot_check, self._store, [(snapshot.root, snapshot.tokens)], data=True)
+        found = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+        for reason in found.problems.values():
+            self._run.report.differences += 1
+            self._run.report.fail("", reason)
 
     def _audit(self, snapshot: Snapshot) -> None:
         from syncer.audit import AuditRecord
@@ -167,7 +214,7 @@ class _BackupJob:
                     report.bytes_moved,
                     self._run.meter.elapsed_s * 1000,
                     f"blake3:{snapshot.root.hex()}",
-                    self._run.options.compression or "zstd",
+                    self._codec,
                 )
             ],
         )
@@ -223,45 +270,6 @@ class _BackupJob:
         await make_plan(self._tree, there, options, filters_of(options), show, plan=plan)
         run.report.files_seen, run.report.files_equal = plan.files, plan.equal
         run.report.files_copied, run.report.bytes_moved = plan.steps[StepKind.COPY], plan.bytes
-
-
-class _Kept:
-    """Filters as a backup asks for them: path by path, in the order of a walk."""
-
-    def __init__(self, tree: Tree, filters: Filters) -> None:
-        self._tree = tree
-        self._top = filters
-        self._known: dict[bytes, Filters] = {}
-
-    def keeps(self, path: bytes, node: Node) -> bool:
-        """Whether a path belongs to the backup; its parents do."""
-        return self._of(path.rpartition(b"/")[0]).decide(path, node).keep
-
-    def _of(self, directory: bytes) -> Filters:
-        """What holds in a directory."""
-        known = self._known.get(directory)
-        if known is None:
-            above = self._top
-            if directory != ROOT:
-                above = self._of(directory.rpartition(b"/")[0])
-            known = above
-            if above.ignore_names and isinstance(self._tree, LocalTree):
-                known = above.enter(directory, self._contents(self._tree, directory, above))
-            while len(self._known) >= _KEPT_MAX:
-                del self._known[next(iter(self._known))]
-            self._known[directory] = known
-        return known
-
-    def _contents(self, tree: LocalTree, directory: bytes, filters: Filters) -> dict[bytes, bytes]:
-        """The ignore files there: small, and read where they lie; a hop would cost more."""
-        found = {}
-        for name in filters.ignore_names:
-            path = directory + b"/" + name if directory else name
-            with suppress(RemoteError):
-                node = tree.files.stat(path)
-                if node.kind is NodeKind.FILE and node.size <= _IGNORE_BYTES_MAX:
-                    found[name] = tree.files.read(path, node, 0, node.size)
-        return found
 
 
 class _Nothing:

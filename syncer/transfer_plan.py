@@ -19,7 +19,7 @@ from syncer.events import Event, Report, shown
 from syncer.guardian import End, Surroundings, check_space, name_check
 from syncer.guidance import Severity
 from syncer.local_tree import LocalTree
-from syncer.options import Options
+from syncer.options import Options, Verb
 from syncer.plan import Plan, make_plan
 from syncer.steps import Step, StepKind, StepResult, StepState
 from syncer.transfer import EVENT_OF, count
@@ -39,11 +39,13 @@ _NAMING: Final = frozenset(
 Add = Callable[[Sequence[Step]], Awaitable[None]]
 
 
-def filters_of(options: Options) -> Filters:
+def filters_of(options: Options, verb: Verb = Verb.SYNC) -> Filters:
     """The rules of a job; ages count from now. Raises FilterError."""
     from syncer.filters import Filters
 
-    return Filters.parse(options.filters, now_ns=time.time_ns())
+    filters = Filters.parse(options.filters, now_ns=time.time_ns())
+    # What an .orbitignore was to keep out is not in the snapshot; what is in it comes back.
+    return filters.without(b".orbitignore") if verb is Verb.RESTORE else filters
 
 
 class Planning:
@@ -98,7 +100,7 @@ class Planning:
             ends.source,
             ends.destination,
             options,
-            filters_of(options),
+            filters_of(options, self._run.spec.verb),
             take,
             verb=self._run.spec.verb,
             rank=rank,

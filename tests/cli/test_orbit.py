@@ -123,6 +123,36 @@ def test_a_damaged_snapshot_does_not_verify(orbit, source, tmp_path):
     orbit("verify", "--repo", "repo", code=3)
 
 
+@pytest.mark.parametrize("codec", ["none", "zstd", "lz4"])
+def test_a_repository_is_compressed_as_asked_for(orbit, source, tmp_path, codec):
+    text = "a line like many others\n" * 10_000
+    (source / "text").write_text(text)
+    ran = orbit("backup", source, "--repo", "repo", "--compression", codec, "--explain")
+    assert f"codec {codec}: as asked for" in ran.stderr
+    stored = b"".join(
+        path.read_bytes() for path in (tmp_path / "repo").rglob("*") if path.is_file()
+    )
+    assert (text[:5_000].encode() in stored) == (codec == "none")
+    assert (len(stored) < len(text) / 2) == (codec != "none")
+    orbit("restore", "latest", "back", "--repo", "repo")
+    assert (tmp_path / "back" / "text").read_text() == text
+
+
+def test_a_backup_that_is_verified_notices_a_damaged_store(orbit, source, tmp_path):
+    orbit("backup", source, "--repo", "repo", "--verify", "--compression", "none")
+    for pack in (tmp_path / "repo").rglob("*"):
+        data = pack.read_bytes() if pack.is_file() else b""
+        if b"content" in data:
+            pack.write_bytes(data.replace(b"content", b"CONTENT"))
+    (source / "new").write_text("new")
+    orbit("backup", source, "--repo", "repo", "--verify", code=3)
+
+
+def test_what_a_backup_cannot_do_is_refused(orbit, source):
+    ran = orbit("backup", source, "--repo", "repo", "--symlinks", "follow", code=2)
+    assert "--symlinks skip" in ran.stdout
+
+
 def test_a_dry_run_writes_nothing(orbit, source, tmp_path):
     ran = orbit("copy", source, "there", "--dry-run")
     assert "would be copied d/f" in ran.stdout

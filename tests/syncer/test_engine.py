@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from blockstore.errors import StorageFull
-from syncer.bandwidth import BadRate
+from syncer.bandwidth import BadRate, Bandwidth
 from syncer.context import Context
 from syncer.ends import Ends
 from syncer.engine import Control, Run, run_job
@@ -239,6 +239,64 @@ async def test_the_audit_trail_has_every_operation(context, folders):
     assert ("file.copied", f"{target}/d/f") in events
     assert ("name.deleted", f"{target}/g") in events
     assert verify(context.state / "audit").problem is None
+
+
+async def test_ignore_files_hold_in_backups_of_remotes(context, tmp_path):
+    """The same of a folder, and of the same folder as a remote."""
+    source = tmp_path / "source"
+    for folder in ("", "a", "a/b", "c"):
+        (source / folder).mkdir(exist_ok=True)
+        for name in ("kept", "x.tmp", "y.log"):
+            (source / folder / name).write_text("content")
+    (source / ".orbitignore").write_text("*.tmp\n")
+    (source / "a" / ".gitignore").write_text("*.log\n!x.tmp\nb/kept\n")
+    seen_of = []
+    for place in (str(source), source.as_uri()):
+        repository = f"repo:{tmp_path}/repo{len(seen_of)}"
+        options = Options(filters=("gitignore",))
+        report = await run_job(JobSpec(Verb.BACKUP, place, repository, options), context, Silence())
+        assert report.outcome == "done", report.failures
+        back = tmp_path / f"back{len(seen_of)}"
+        spec = JobSpec(Verb.RESTORE, f"{repository}#latest", str(back))
+        report = await run_job(spec, context, Silence())
+        assert report.outcome == "done", report.failures
+        seen_of.append({str(path.relative_to(back)) for path in back.rglob("*") if path.is_file()})
+    assert seen_of[0] == seen_of[1] == {
+        ".orbitignore", "kept", "y.log", "c/kept", "c/y.log", "a/.gitignore", "a/kept", "a/x.tmp",
+        "a/b/x.tmp",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", [Verb.COPY, Verb.VERIFY, Verb.BACKUP, Verb.RESTORE])
+async def test_every_verb_takes_its_bytes_from_the_bucket(context, tmp_path, verb):
+    """From that of the process, above the job's own."""
+
+    class Counting(Bandwidth):
+        taken = 0
+
+        async def take(self, count):
+            self.taken += count
+            await super().take(count)
+
+    source, target, repository = tmp_path / "source", tmp_path / "target", f"repo:{tmp_path}/repo"
+    source.mkdir()
+    for name, size in (("large", 9 << 20), ("small", 1 << 10)):
+        (source / name).write_bytes(random.Random(name).randbytes(size))
+    if verb is Verb.VERIFY:
+        await sync(context, source, target)
+    if verb is Verb.RESTORE:
+        await sync(context, source, repository, verb=Verb.BACKUP)
+    bucket = Counting(float(1 << 40))
+    where = replace(context, bandwidth=bucket)
+    match verb:
+        case Verb.BACKUP:
+            report = await sync(where, source, repository, verb=verb)
+        case Verb.RESTORE:
+            report = await sync(where, f"{repository}#latest", target, verb=verb)
+        case _:
+            report = await sync(where, source, target, verb=verb)
+    assert report.outcome == "done", report.failures
+    assert bucket.taken >= (9 << 20) + (1 << 10)
 
 
 def test_events_have_the_fields_of_the_design():

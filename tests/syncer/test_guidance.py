@@ -229,6 +229,18 @@ TABLE: dict[str, tuple[list[Case], list[Case]]] = {
         [copy(LOCAL, S3)],
         [copy(LOCAL, S3, specials=False), copy(S3, S3), PLAIN],
     ),
+    "backup-follows-symlinks": (
+        [backup(symlinks=Symlinks.FOLLOW)],
+        [backup(symlinks=Symlinks.SKIP), copy(LOCAL, LOCAL, symlinks=Symlinks.FOLLOW)],
+    ),
+    "backup-does-by-itself": (
+        [backup(fail_fast=True), backup(resume=False), backup(durable=False)],
+        [backup(verify=True), copy(LOCAL, LOCAL, fail_fast=True)],
+    ),
+    "compression-of-daemon": (
+        [copy(LOCAL, STORE, compression="none"), copy(LOCAL, STORE, compression="lz4")],
+        [backup(compression="lz4"), copy(LOCAL, LOCAL, compression="lz4"), copy(LOCAL, STORE)],
+    ),
     "push-looks-before": ([push(SFTP)], [push(S3), PLAIN]),
     "mirror-without-limit": (
         [sync(LOCAL, LOCAL, force=True, **MIRROR)],
@@ -252,6 +264,11 @@ def test_a_destination_is_needed() -> None:
     assert [one.rule for one in advise(PLAIN, "")] == ["destination-missing"]
     assert not advise(verify(), "")
     assert not advise(backup(), "")
+
+
+def test_the_daemons_store_has_a_codec_of_its_own() -> None:
+    (advice,) = advise(backup(compression="lz4"), "")
+    assert advice.rule == "compression-of-daemon"
 
 
 def test_every_rule_has_its_cases_and_a_name_of_its_own() -> None:
