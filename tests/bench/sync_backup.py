@@ -85,7 +85,7 @@ _KINDS: tuple[type[_Backups], ...] = (_Borg, _Restic, _Ours)
 
 def _backup(bench: Bench) -> None:
     size = bench.size(1 << 30, 256 << 20)
-    files = bench.size(1000, 100)
+    files = bench.size(200, 50)
     mixed = bench.inputs.mixed_data(size, 2)
     with scratch(bench) as folder:
         big, small = folder / "big", folder / "small"
@@ -162,7 +162,7 @@ def _bring_back(
 SYNC_BACKUP = Group(
     "sync-backup",
     "orbit backup into a repository in a folder: 16 files, half random, half text, then files of "
-    "1,000 bytes (full run: 1 GiB, 100,000 files)",
+    "1,000 bytes (full run: 1 GiB, 20,000 files)",
     (
         Row("new", "big files, new", "MB/s"),
         Row("new-size", "the repository", "MiB"),
