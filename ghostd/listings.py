@@ -10,7 +10,6 @@ after a complete listing that lacks them; names that were changed here (FLAG_LOC
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,11 +17,11 @@ import structlog
 import trio
 
 from blockstore.errors import OrbitError
-from ghostd.errors import StaleHandle
 from ghostd.inodes import FLAG_LOCAL, Inode, LookupCounts
-from ghostd.projection import Projection, show_as_was
+from ghostd.listed_entries import ListedEntries
+from ghostd.projection import Projection
 from ghostd.remote_names import local_name
-from ghostd.remote_rows import DirRow, VersionRow
+from ghostd.remote_rows import DirRow
 from ghostd.tree import Tree
 from ghostd.writeback import Writeback
 from syncer.remotes.errors import Missing, RemoteError, Unreachable, Unsupported
@@ -33,14 +32,6 @@ log = structlog.get_logger(__name__)
 _SLICE = 50  # entries between two looks at the loop: about 2 ms
 _DIRTY_ROWS_MAX = 20_000  # of a listing under way; then it waits for a commit
 _ALONE_MAX = 2  # names of a directory asked for one by one before it is listed whole
-_DIRECTORY_MODE = 0o755  # where the remote knows none
-_FILE_MODE = 0o644
-_REMOVE_PAGE = 500
-_MODES = {
-    Kind.DIRECTORY: stat.S_IFDIR | _DIRECTORY_MODE,
-    Kind.SYMLINK: stat.S_IFLNK | 0o777,
-    Kind.FILE: stat.S_IFREG | _FILE_MODE,
-}
 _EXPIRED_NS = 1  # `listed_ns` of a directory that is to be listed again
 
 
@@ -91,8 +82,7 @@ class Listings:
         self._writeback = writeback
         self._projection_of = projection_of
         self._now_ns = now_ns
-        self._invalidate = invalidate
-        self._remove = remove  # (directory, inode, name): take a name away for good
+        self._entries = ListedEntries(tree, invalidate, remove)
         self._options = options
         self._flights: dict[int, _Flight] = {}
         self._alone: dict[int, int] = {}  # directory → names asked for one by one
@@ -144,7 +134,7 @@ class Listings:
 
         One that is to replace an older listing does not count: that one is shown whole meanwhile.
         """
-        return ino in self._flights and not self._listed(ino)
+        return ino in self._flights and not self._entries.is_listed(ino)
 
     def awaited(self, ino: int) -> bool:
         """The directory is being listed: requests may wait for it."""
@@ -239,11 +229,11 @@ class Listings:
         """
         ino = directory.ino
         if self.age_left_s(directory) > 0 or self._tree.find(ino, name) is not None:
-            if self.age_left_s(directory) <= 0 and self._listed(ino):
+            if self.age_left_s(directory) <= 0 and self._entries.is_listed(ino):
                 await self.fresh(directory)
             return
         asked = self._alone.get(ino, 0)
-        if self._listed(ino) or ino in self._flights or asked >= _ALONE_MAX:
+        if self._entries.is_listed(ino) or ino in self._flights or asked >= _ALONE_MAX:
             await self.fresh(directory)
             return
         projection = self._projection_of(directory.projection)
@@ -304,17 +294,16 @@ class Listings:
         directory = self._tree.inode(ino)  # it may have left memory meanwhile
         if not self._is_remote(directory):
             return
-        alone = _Flight()
+        seen = LookupCounts()
         name = local_name(entry.name, False, ())
         assert name is not None, "nothing was taken"
         if (found := self._tree.find(ino, name)) is not None:
             # `a` and `a/` of an object store: shown both, so the name alone does not tell.
             other = local_name(entry.name, False, (name,))
             if other is not None and self._tree.find(ino, other) is not None:
-                alone.seen.add(found[1])
+                seen.add(found[1])
                 name = other
-        self._apply(directory, projection, (entry,), alone)
-        if alone.again:
+        if not self._entries.apply(directory, projection, (entry,), seen):
             self.expire(directory)
         found = self._tree.find(ino, name)
         under_way = self._flights.get(ino)
@@ -324,10 +313,6 @@ class Listings:
     def _is_remote(self, directory: Inode) -> bool:
         """The directory is there, and has not become one of ours while the remote was asked."""
         return directory.nlink > 0 and self._tree.remote.dirs.get(directory.ino) is not None
-
-    def _listed(self, ino: int) -> bool:
-        row = self._tree.remote.dirs.get(ino)
-        return row is not None and row.listed_ns > 0
 
     # --- listing -------------------------------------------------------------------------------
 
@@ -368,7 +353,9 @@ class Listings:
             for at in range(0, len(page), _SLICE):
                 if not self._is_remote(directory):
                     return
-                self._apply(directory, projection, page[at : at + _SLICE], flight)
+                part = page[at : at + _SLICE]
+                if not self._entries.apply(directory, projection, part, flight.seen):
+                    flight.again = True
                 await trio.lowlevel.checkpoint()
             self.listed_entries += len(page)
             flight.advance()
@@ -384,7 +371,7 @@ class Listings:
         if not self._is_remote(directory):
             return
         if known:
-            await self._remove_unseen(directory, flight.seen)
+            await self._entries.remove_unseen(directory, flight.seen)
         # Unless it was told to be listed again meanwhile.
         if self._tree.remote.dirs.get(directory.ino) == row:
             self._tree.remote.dirs.set(
@@ -405,206 +392,3 @@ class Listings:
             return (await projection.remote.stat(key)).kind is not Kind.DIRECTORY
         except Missing:
             return True
-
-    def _apply(self, directory: Inode, projection: Projection, page: Page, flight: _Flight) -> None:
-        """Bring some entries of a listing into the tree; no await inside."""
-        tree = self._tree
-        seen = flight.seen
-        ino = directory.ino
-        for entry in page:
-            is_dir = entry.kind is Kind.DIRECTORY
-            name = local_name(entry.name, is_dir, ())
-            assert name is not None, "nothing was taken"
-            found = tree.find(ino, name)
-            linked = entry.as_was is not None and entry.as_was.link
-            if found is not None and seen.get(found[1]) and not linked:
-                # `a` and `a/` of an object store: the second one is shown by another name.
-                name = local_name(entry.name, is_dir, (name,))
-                found = None if name is None else tree.find(ino, name)
-                if found is not None and seen.get(found[1]):
-                    name = None
-            shown = (entry.kind is not Kind.OTHER or entry.as_was is not None) and not (
-                entry.kind is Kind.SYMLINK and entry.target is None
-            )
-            if name is None or not shown:
-                projection.left_out += 1
-                continue
-            if projection.row.writable and tree.remote.hidden.get((ino, name)):
-                continue
-            if found is None:
-                self._add(projection, directory, name, entry, flight)
-                continue
-            seen.add(found[1])
-            inode = tree.inode(found[1])
-            if inode.flags & FLAG_LOCAL:
-                self._note_conflict(projection, inode, entry)
-            elif self._same(inode, entry):
-                self._renew(projection, inode, entry)
-            elif inode.is_dir:
-                self._remove(directory, inode, name)
-                if tree.find(ino, name) is None:
-                    self._add(projection, directory, name, entry, flight)
-                else:
-                    # What is below it goes first, in the background; until then it is shown.
-                    flight.again = True
-            else:
-                seen.add(self._replace(projection, directory, name, found, inode, entry))
-
-    def _add(
-        self,
-        projection: Projection,
-        directory: Inode,
-        name: bytes,
-        entry: Entry,
-        flight: _Flight,
-    ) -> None:
-        inode = self._linked(projection, entry) or self._make(projection, directory, entry)
-        self._tree.set_name(directory.ino, name, inode.ino)
-        directory.children += 1
-        directory.nlink += inode.is_dir
-        self._tree.touch(directory)
-        flight.seen.add(inode.ino)
-        if self._listed(directory.ino):  # else the kernel was never told that there is nothing
-            self._invalidate(directory.ino, name)
-
-    def _same(self, inode: Inode, entry: Entry) -> bool:
-        if entry.kind is Kind.DIRECTORY:
-            return inode.is_dir
-        if entry.kind is Kind.SYMLINK:
-            return inode.target == entry.target
-        exact = entry.as_was
-        if exact is not None:
-            if (stat.S_IFMT(inode.mode), inode.rdev) != (exact.format, exact.rdev):
-                return False
-            if entry.kind is Kind.OTHER:
-                return True
-        row = self._tree.remote.versions.get(inode.base)
-        linked = exact is not None and exact.link  # the key is that of another of its names
-        if row is None or not inode.is_file or (row.key != entry.key and not linked):
-            return False
-        if not entry.exact:
-            # The row may know more by now: compare with what was shown from the last listing.
-            shown = inode.mtime_ns if entry.mtime_ns is None else entry.mtime_ns
-            return (row.size, inode.mtime_ns) == (entry.size, shown)
-        return row.version == entry.version
-
-    def _make(self, projection: Projection, directory: Inode, entry: Entry) -> Inode:
-        attributes = projection.attributes(entry)
-        tree = self._tree
-        exact = entry.as_was
-        if entry.kind is Kind.OTHER:
-            assert exact is not None, "other remotes' are not shown"
-            kind = exact.format | _FILE_MODE
-        else:
-            kind = _MODES[entry.kind]
-        mode = stat.S_IFMT(kind) | (stat.S_IMODE(kind) if entry.mode is None else entry.mode)
-        is_dir = entry.kind is Kind.DIRECTORY
-        inode = tree.new_inode(
-            mode=mode,
-            uid=attributes.uid,
-            gid=attributes.gid,
-            nlink=2 if is_dir else 1,
-            rdev=0 if exact is None else exact.rdev,
-            parent=directory.ino if is_dir else 0,
-            target=entry.target if entry.kind is Kind.SYMLINK else None,
-            now_ns=attributes.mtime_ns,
-            projection=projection.row.id,
-        )
-        if exact is not None:
-            show_as_was(tree, inode, exact)
-        if entry.atime_ns is not None:
-            inode.atime_ns = entry.atime_ns
-        if is_dir:
-            tree.remote.dirs.set(inode.ino, DirRow(entry.key, 0))
-        elif entry.kind is Kind.FILE:
-            inode.base = inode.ino
-            inode.size = inode.base_end = entry.size
-            tree.remote.versions.set(inode.ino, _version_row(entry))
-        return inode
-
-    def _linked(self, projection: Projection, entry: Entry) -> Inode | None:
-        """The inode that another name of the same file has already."""
-        exact = entry.as_was
-        if exact is None or not exact.link or entry.kind is Kind.DIRECTORY:
-            return None
-        tree = self._tree
-        ino = tree.remote.links.get((projection.row.id, exact.link))
-        if ino is None:
-            return None
-        try:
-            inode = tree.inode(ino)
-        except StaleHandle:
-            return None
-        if not inode.nlink:
-            return None
-        inode.nlink += not exact.nlink
-        tree.touch(inode)
-        return inode
-
-    def _renew(self, projection: Projection, inode: Inode, entry: Entry) -> None:
-        attributes = projection.attributes(entry)
-        mode = inode.mode
-        if entry.mode is not None:
-            mode = stat.S_IFMT(mode) | entry.mode
-        new = (mode, attributes.uid, attributes.gid, attributes.mtime_ns)
-        if new == (inode.mode, inode.uid, inode.gid, inode.mtime_ns):
-            return
-        inode.mode, inode.uid, inode.gid, inode.mtime_ns = new
-        inode.ctime_ns = attributes.mtime_ns
-        self._tree.touch(inode)
-
-    def _replace(
-        self,
-        projection: Projection,
-        directory: Inode,
-        name: bytes,
-        found: tuple[int, int],
-        old: Inode,
-        entry: Entry,
-    ) -> int:
-        """The remote has another version, or another kind of thing, under the name of a file."""
-        inode = self._make(projection, directory, entry)
-        if old.base:
-            row = self._tree.remote.versions.get(old.base)
-            new = self._tree.remote.versions.get(inode.base) if inode.base else None
-            if row is not None and row.pinned and new is not None:
-                self._tree.remote.versions.set(inode.base, new._replace(pinned=1))
-        self._tree.set_name(directory.ino, name, inode.ino, found[0])
-        directory.nlink += inode.is_dir
-        self._tree.touch(directory)
-        self._tree.unlinked(old)
-        self._invalidate(directory.ino, name)
-        return inode.ino
-
-    def _note_conflict(self, projection: Projection, inode: Inode, entry: Entry) -> None:
-        if not inode.base or entry.kind is not Kind.FILE:
-            return
-        row = self._tree.remote.versions.get(inode.base)
-        if row is not None and row.key == entry.key and row.version != entry.version:
-            projection.note_conflict(inode.ino)
-
-    async def _remove_unseen(self, directory: Inode, seen: LookupCounts) -> None:
-        """What a complete listing lacks is gone, unless it was made or changed here."""
-        tree = self._tree
-        after = 0
-        while directory.nlink:
-            page = list(tree.list_page(directory.ino, after, tree.next_cookie, _REMOVE_PAGE))
-            if not page:
-                return
-            after = page[-1][0]
-            for _, name, inode, row in page:
-                number = inode.ino if inode is not None else row[2]  # type: ignore[index]
-                if seen.get(number):  # type: ignore[arg-type]
-                    continue
-                found = tree.find(directory.ino, name)
-                if found is None or found[1] != number:
-                    continue
-                gone = tree.inode(found[1])
-                if not gone.flags & FLAG_LOCAL:
-                    self._remove(directory, gone, name)
-            await trio.lowlevel.checkpoint()
-
-
-def _version_row(entry: Entry) -> VersionRow:
-    version = entry.version
-    return VersionRow(entry.key, version.size, version.etag, version.mtime_ns)

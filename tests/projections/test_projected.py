@@ -501,7 +501,7 @@ async def test_where_a_projection_may_be_attached() -> None:
             with pytest.raises(Exception, match=r"."):
                 await world.project("memory:///b", path)
         with pytest.raises(ProjectionRefused):
-            await world.project("memory:///b", b"/x", mode="rw")
+            await world.project("memory:///b", b"/x", mode="wo")
         await world.check()
     world.close()
 
