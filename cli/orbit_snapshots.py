@@ -173,6 +173,7 @@ def diff(session: Session, old: str, new: str, path: str, repo: str, *, as_json:
 
 
 def _removed(report: Any, *, as_json: bool, dry_run: bool) -> None:
+    from cli.job_render import count
     from cli.render import size
 
     freed = report.collection.bytes_freed
@@ -183,7 +184,7 @@ def _removed(report: Any, *, as_json: bool, dry_run: bool) -> None:
     verb = "would remove" if dry_run else "removed"
     for each in report.removed:
         click.echo(f"{verb} {_line(answer_of(each))}")
-    click.echo(f"{verb} {len(report.removed)} snapshots, {size(freed)} freed")
+    click.echo(f"{verb} {count(len(report.removed), 'snapshot')}, freeing {size(freed)}")
 
 
 def _prune(

@@ -445,7 +445,9 @@ class Jobs:
             spec = dataclasses.replace(job.spec, schedule="", after=())
             if name := spec.options.name:  # of snapshots, each of which needs one of its own
                 named = f"{name}-{dt.datetime.fromtimestamp(now_ns // 10**9, dt.UTC):%Y%m%d-%H%M%S}"
-                spec = dataclasses.replace(spec, options=dataclasses.replace(spec.options, name=named))
+                spec = dataclasses.replace(
+                    spec, options=dataclasses.replace(spec.options, name=named)
+                )
             run = insert_job(
                 connection, encode_spec(spec), job.priority, now_ns, schedule=job.number
             )

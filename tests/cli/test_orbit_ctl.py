@@ -119,6 +119,14 @@ def test_without_a_daemon_it_says_how_to_start_one(orbit_ctl, tmp_path):
     assert answer["error"] == "daemon_absent"
 
 
+def test_without_a_daemon_no_job_seems_to_have_ended(orbit_ctl, tmp_path):
+    # 3 would say that data did not verify, 1 that some of it was copied.
+    none = ("--socket", tmp_path / "none.sock")
+    assert orbit_ctl(*none, "verify", "/a", "/b").returncode == 2
+    assert orbit_ctl(*none, "copy", "/a", "/b").returncode == 2
+    assert orbit_ctl(*none, "jobs", "wait", "1").returncode == 5
+
+
 def test_without_a_daemon_it_names_the_neighbours(orbit_ctl, socket_path):
     ran = orbit_ctl("--socket", socket_path.with_name("other.sock"), "status")
     assert ran.returncode == 3

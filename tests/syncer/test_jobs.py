@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import stat
 import threading
 
@@ -398,6 +399,18 @@ def test_a_schedule_queues_a_run_at_each_of_its_times(world, jobs):
         held.finish(JobState.DONE, {})
         assert jobs.next_due_s() == DAY_S
         assert len(runs_of(jobs, number)) == day
+
+
+def test_the_snapshots_of_a_schedule_have_names_of_their_own(world, jobs):
+    jobs.submit(spec(schedule="@daily", options=Options(name="nightly")))
+    names = []
+    for _ in range(2):
+        world.machine.pass_s(DAY_S)
+        held = jobs.claim()
+        names.append(held.spec.options.name)
+        held.finish(JobState.DONE, {})
+    assert all(re.fullmatch(r"nightly-\d{8}-\d{6}", name) for name in names)
+    assert len(set(names)) == 2
 
 
 def test_missed_runs_are_one_run(world, jobs):
