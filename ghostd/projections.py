@@ -365,8 +365,10 @@ def _check(wanted: Wanted) -> None:
 
 
 def _check_writable(wanted: Wanted, remote: Remote) -> None:
+    if wanted.mode != "rw":
+        return
     can = remote.capabilities
-    if wanted.mode == "rw" and not can.write:
+    if not can.write:
         reason = can.write_reason or "it takes no changes"
         raise ProjectionRefused(
             f"{wanted.url} cannot be written: {reason}; with mode cow changes stay here"

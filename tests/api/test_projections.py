@@ -96,7 +96,7 @@ def test_status_and_metrics_name_remotes_in_trouble(client, control):
 @pytest.mark.parametrize(
     ("url", "body", "word"),
     [
-        ("/v1/project", {"url": "s3://b", "path": "/x", "mode": "rw"}, "mode"),
+        ("/v1/project", {"url": "s3://b", "path": "/x", "mode": "write"}, "mode"),
         ("/v1/project", {"path": "/x"}, "url"),
         ("/v1/project", {"url": "s3://b", "path": "/x", "password": "x"}, "password"),
         ("/v1/warm", {"paths": []}, "paths"),
