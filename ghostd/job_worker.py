@@ -75,22 +75,21 @@ class JobWorker:
         pause_s = 0.0
         while True:
             due_s = await trio.to_thread.run_sync(self._jobs.next_due_s)
-            if due_s is None or due_s > 0 or pause_s:
-                with trio.move_on_after(max(pause_s, min(_LOOK_S, due_s or _LOOK_S))):
+            if due_s is None or due_s > 0:
+                with trio.move_on_after(min(_LOOK_S, due_s or _LOOK_S)):
                     await self._woken.wait()
                 self._woken = trio.Event()
-                if pause_s:
-                    with trio.move_on_after(pause_s):
-                        await trio.sleep_forever()
-                    pause_s = 0.0
                 continue
             self._woken = trio.Event()
             began = time.monotonic()
             code = await self._work()
-            if code and time.monotonic() - began < _LIVED_S:
+            if not code or time.monotonic() - began >= _LIVED_S:
+                pause_s = 0.0
+            else:
                 pause_s = min(_CRASHED_MAX_S, max(_CRASHED_S, 2 * pause_s))
             if code:
                 log.warning("the worker of jobs has failed and is started again", code=code)
+                await trio.sleep(pause_s)
 
     async def _work(self) -> int:
         """One life of a worker process; its exit code."""
