@@ -43,8 +43,8 @@ Exit codes:
   3  no daemon listens on the socket
   4  check: something is damaged
   5  no answer, or no result, in time; also from a remote
-copy, sync, backup, restore, verify and push end as their job does: 0 done, 1 partly, 2 nothing done,
-3 data did not verify.
+copy, sync, backup, restore, verify and push end as their job does: 0 done, 1 partly,
+2 nothing done, 3 data did not verify.
 130  a warm-up or pin was stopped with Ctrl-C
 """
 
