@@ -8,14 +8,13 @@ of system calls, whatever the size of the trees; names are checked one by one wh
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from syncer import linux
 from syncer.guardian_mounts import Mounts, Place, absent_mount, is_within
 from syncer.guardian_names import NameCheck
 from syncer.guardian_quota import Left, quota_left
@@ -25,10 +24,6 @@ from syncer.tree import Features
 from syncer.units import format_bytes
 
 ORBIT_TYPE: Final = "fuse.orbit"  # of our own mounts
-
-_GET_FLAGS: Final = 0x80086601  # FS_IOC_GETFLAGS, see ioctl_iflags(2)
-_IMMUTABLE: Final = 0x10
-_CASEFOLD: Final = 0x40000000
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +97,15 @@ def _nearest(path: bytes) -> bytes:
     return path or b"/"
 
 
-def _flags(folder: bytes) -> int:
-    """The folder's flags of chattr(1); 0 where there are none."""
+def _immutable(folder: bytes) -> bool:
+    """Whether chattr(1) has made a folder so."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            answer = fcntl.ioctl(handle, _GET_FLAGS, bytes(8))
+            return bool(linux.inode_flags(handle) & linux.IMMUTABLE)
         finally:
             os.close(handle)
-        return int(struct.unpack_from("=I", answer)[0])
-    return 0
+    return False
 
 
 def _views(folder: bytes, mounts: Mounts) -> Iterator[tuple[bytes, Place]]:
@@ -228,7 +222,7 @@ class _Inspection:
                 f"{_shown(folder)} is on a file system that is mounted read-only: mount it "
                 "read-write, or name another destination",
             )
-        elif _flags(folder) & _IMMUTABLE:
+        elif _immutable(folder):
             yield _error(
                 "immutable", f"{_shown(folder)} is marked immutable: chattr -i takes that away"
             )
@@ -400,8 +394,4 @@ def name_check(destination: End, around: Surroundings) -> NameCheck:
         return NameCheck(destination.features, destination.kind)
     folder = os.path.realpath(_nearest(destination.path))
     mount = around.mounts.of(folder)
-    return NameCheck(
-        destination.features,
-        mount.type if mount else "",
-        ignore_case=bool(_flags(folder) & _CASEFOLD),
-    )
+    return NameCheck(destination.features, mount.type if mount else "")

@@ -7,7 +7,6 @@ servers and the file systems of Windows refuse it, or store something else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,11 +35,10 @@ class NameProblem:
 class NameCheck:
     """What the names of one destination must be like."""
 
-    def __init__(self, features: Features, kind: str = "", *, ignore_case: bool = False) -> None:
+    def __init__(self, features: Features, kind: str = "") -> None:
         """`kind`: the URL's scheme, or the type of the file system; "": any name will do."""
         self._name_bytes_max = features.name_bytes_max
         self._path_bytes_max = features.path_bytes_max
-        self._case_sensitive = features.case_sensitive and not ignore_case
         self._windows = kind in _WINDOWS
         self._text = kind in _TEXT
 
@@ -75,18 +73,3 @@ class NameCheck:
         if name.endswith((b".", b" ")):
             return "Windows drops a dot or space at the end of a name: rename it"
         return ""
-
-    def collisions(self, directory: bytes, names: Iterable[bytes]) -> Iterator[NameProblem]:
-        """Names of one directory that are one name at the destination, but for the first."""
-        if self._case_sensitive:
-            return
-        seen: dict[str, bytes] = {}
-        for name in names:
-            folded = name.decode("utf-8", "surrogateescape").casefold()
-            first = seen.setdefault(folded, name)
-            if first != name:
-                shown = first.decode("utf-8", "backslashreplace")
-                yield NameProblem(
-                    directory + b"/" + name if directory else name,
-                    f"the destination takes this name and {shown!r} for the same: rename one",
-                )

@@ -6,11 +6,15 @@ import ctypes
 import errno
 import fcntl
 import os
+import sys
 from typing import Final
 
 from syncer.ranges import Ranges
 
 _RENAME_NOREPLACE: Final = 1
+_GET_FLAGS: Final = 0x80086601
+IMMUTABLE: Final = 0x10  # of inode_flags
+CASEFOLD: Final = 0x40000000
 _FICLONE: Final = 0x40049409
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _STATFS_BYTES: Final = 256  # more than any machine's struct statfs
@@ -79,6 +83,15 @@ def file_system_magic(handle: int) -> int:
     found = ctypes.create_string_buffer(_STATFS_BYTES)
     _check(_libc.fstatfs(handle, found))
     return ctypes.c_long.from_buffer(found).value & 0xFFFFFFFF
+
+
+def inode_flags(handle: int) -> int:
+    """The flags of chattr(1), see ioctl_iflags(2); 0 where there are none."""
+    try:
+        answer = fcntl.ioctl(handle, _GET_FLAGS, bytes(8))
+    except OSError:
+        return 0
+    return int.from_bytes(answer[:4], sys.byteorder)
 
 
 def data_ranges(handle: int, size: int) -> list[tuple[int, int]]:

@@ -58,6 +58,7 @@ def features_of(root: bytes) -> Features:
     with system_errors(root), opened(nearest, OPEN_DIRECTORY) as handle:
         space = os.fstatvfs(handle)
         lacks = _LACKS.get(linux.file_system_magic(handle), {})
+        folds = bool(linux.inode_flags(handle) & linux.CASEFOLD)
     why_not = ""
     if space.f_flag & os.ST_RDONLY:
         why_not = f"{shown(nearest)} is on a file system that is mounted read-only"
@@ -68,6 +69,7 @@ def features_of(root: bytes) -> Features:
         write=not why_not,
         why_not=why_not,
         owner=is_root(),
+        case_sensitive=not folds,
         name_bytes_max=space.f_namemax or ALL.name_bytes_max,
     )
     return replace(features, **lacks)

@@ -26,8 +26,15 @@ from syncer.jobs_errors import BadJob, NotNow
 from syncer.limit import Limit
 from syncer.local_tree import LocalTree
 from syncer.options import JobSpec, Mode, Options, Verb
+from syncer.steps import Step, StepKind
+from syncer.transfer import MAKING
 from syncer.transfer_job import _TreesJob
+from syncer.transfer_ledger import MemoryLedger
 from syncer.transfer_meter import Meter
+from syncer.transfer_tuning import tune_while_running
+from syncer.transfer_way import transfer_of
+from syncer.tree import Features, Node, NodeKind
+from syncer.tuning import tune
 from tests.syncer.differential.trees import change_tree, make_tree, seen
 from tests.syncer.jobs_host import Machine
 
@@ -297,6 +304,104 @@ async def test_every_verb_takes_its_bytes_from_the_bucket(context, tmp_path, ver
             report = await sync(where, source, target, verb=verb)
     assert report.outcome == "done", report.failures
     assert bucket.taken >= (9 << 20) + (1 << 10)
+
+
+async def test_names_that_become_one_are_told_before_a_byte_moves(context, tmp_path):
+    """At a destination that takes `a` and `A` for the same."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "d").mkdir(parents=True)
+    for name in ("a", "A", "b", "d/É", "d/é"):
+        (source / name).write_text(name)
+    log = Log()
+    spec = JobSpec(Verb.COPY, "a", "b", Options(durable=False))
+    run = Run(spec, context, log, Report("copy", "", ""), Meter(), False, None, None)
+    features = replace(LocalTree(b"/").features, case_sensitive=False)
+    trees = LocalTree(os.fsencode(source)), LocalTree(os.fsencode(target), features=features)
+    await _TreesJob(run, Ends(*trees), End(features), Surroundings.look()).carry_out()
+    assert run.report.failed == 2
+    assert "the same name" in run.report.failures[0].error
+    names = [each.event for each in log.events]
+    assert names.index("file.failed") < names.index("job.planned") < names.index("file.copied")
+    copied = {each.destination for each in log.events if each.event == "file.copied"}
+    assert len(copied) == 3
+    assert "b" in copied
+
+
+async def test_smart_looks_at_what_a_name_does_not_say(context, tmp_path):
+    """What the config says of names comes first, then names, then the first bytes."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "picture").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(10))
+    (source / "log").write_bytes(b"\xfebin" + bytes(5_000))
+    (source / "text").write_bytes(bytes(100))
+    (source / "conf.ini").write_bytes(bytes(6_000))
+    (source / "mine.mp4").write_bytes(bytes(7_000))
+    (source / "empty").write_bytes(b"")
+    log = Log()
+    where = replace(context, classes=(("*.mp4", "critical"),))
+    report = await sync(where, source, target, log, smart=True)
+    assert report.outcome == "done"
+    copied = [each.destination for each in log.events if each.event == "file.copied"]
+    assert copied == ["conf.ini", "mine.mp4", "log", "empty", "text", "picture"]
+
+
+async def test_the_audit_trail_is_sealed_at_the_end_of_a_job(context, folders):
+    """Without closing anything: what a power cut right after it would leave."""
+    source, target = folders
+    await sync(context, source, target)
+    folder = context.state / "audit"
+    head = json.loads((folder / "audit.head").read_bytes().splitlines()[0])
+    assert head["sequence"] == sum(
+        len(log.read_bytes().splitlines()) for log in folder.glob("*.log")
+    )
+    assert head["sequence"] >= 3
+
+
+async def test_files_at_a_time_follow_what_the_run_shows(context, autojump_clock):
+    """Each file takes a second at the remote, however many there are: more at a time is faster."""
+    names = [b"%d" % number for number in range(800)]
+
+    class Slow:
+        label = "slow"
+        features = Features(write=True)
+
+        def __init__(self):
+            self.at_once = self.at_most = 0
+
+        async def write(self, path, content, metadata, **more):
+            self.at_once += 1
+            self.at_most = max(self.at_most, self.at_once)
+            await trio.sleep(1)
+            self.at_once -= 1
+            return Node(path, NodeKind.FILE, content.size)
+
+    class Source:
+        label = "source"
+        features = Features()
+
+        async def read(self, path, node, offset, length):
+            await trio.lowlevel.checkpoint()
+            return bytes(length)
+
+    target, log = Slow(), Log()
+    spec = JobSpec(Verb.COPY, "a", "b", Options())
+    unaudited = replace(context, audited=False)
+    run = Run(spec, unaudited, log, Report("copy", "", ""), Meter(), False, None, None)
+    ledger = MemoryLedger()
+    ledger.add_steps(
+        Step(StepKind.COPY, name, size=1, source_path=name, node=Node(name, NodeKind.FILE, 1))
+        for name in names
+    )
+    tuner = tune(run.options, Source.features, target.features, 2)
+    transfer = transfer_of(run, Ends(Source(), target), ledger, tuner.tuning)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tune_while_running, run, tuner, transfer)
+        await transfer.run(MAKING)
+        nursery.cancel_scope.cancel()
+    assert run.report.files_copied == len(names)
+    assert target.at_most >= 4 * tuner.tuning.parallel
+    told = [each.message for each in log.events if each.event == "explained"]
+    assert any("files at a time: it became faster" in each for each in told)
 
 
 def test_events_have_the_fields_of_the_design():

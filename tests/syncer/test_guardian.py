@@ -426,7 +426,6 @@ def test_within(path: bytes, folder: bytes) -> None:
 # Names.
 
 LONG = Features(name_bytes_max=5, path_bytes_max=9)
-CASELESS = Features(case_sensitive=False)
 
 
 @pytest.mark.parametrize(
@@ -459,13 +458,3 @@ def test_names_that_cannot_be_held(features: Features, kind: str, path: bytes, s
         assert said in problem.sentence
     else:
         assert problem is None
-
-
-def test_names_that_become_one() -> None:
-    names = [b"a", b"B", b"A", b"b", "É".encode(), "é".encode(), b"\xff", b"\xfe"]
-    found = list(NameCheck(CASELESS).collisions(b"x", names))
-    assert [one.path for one in found] == [b"x/A", b"x/b", "x/é".encode()]
-    assert "'a'" in found[0].sentence
-    assert not list(NameCheck(Features()).collisions(b"x", names))
-    assert [one.path for one in NameCheck(CASELESS).collisions(b"", [b"q", b"Q"])] == [b"Q"]
-    assert list(NameCheck(Features(), ignore_case=True).collisions(b"", [b"q", b"Q"]))

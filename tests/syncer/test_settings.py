@@ -1,0 +1,57 @@
+"""The user's settings, and those of the daemon that are the same."""
+
+import pytest
+
+from ghostd.config import ConfigError, load_config, show_config
+from syncer.settings import Settings, SettingsInvalid, load_settings, settings_path
+
+GOOD = '[semantic]\n"*.sqlite" = "critical"\n"cache/**" = "low"\n'
+
+
+def test_where_they_are():
+    assert str(settings_path({"XDG_CONFIG_HOME": "/c"})) == "/c/orbit/config.toml"
+    assert str(settings_path({"HOME": "/h"})) == "/h/.config/orbit/config.toml"
+
+
+def test_without_a_file_there_are_defaults(tmp_path):
+    assert load_settings(tmp_path / "none") == Settings()
+
+
+def test_classes_keep_their_order(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(GOOD)
+    classes = (("*.sqlite", "critical"), ("cache/**", "low"))
+    assert load_settings(path).classes == classes
+    config = load_config(path, {})
+    assert config.classes == classes
+    path.write_text(show_config(config))
+    assert load_config(path, {}) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[semantic", "table declaration"),
+        ('[semantic]\n"*.a" = "urgent"', "no class"),
+        ('[semantic]\n"a/" = "low"', "those of files"),
+        ("semantic = 3", "must be a section"),
+        ("[sematic]", "there is [semantic]"),
+        ("\xff", "utf-8"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, text, said):
+    path = tmp_path / "config.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SettingsInvalid, match=str(path)) as error:
+        load_settings(path)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['[semantic]\n"*.a" = "urgent"', '[jobs]\nbandwidth = "fast"', "[jobs]\nat_once = 0"]
+)
+def test_the_daemon_refuses_it_too(tmp_path, text):
+    path = tmp_path / "orbit.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(path, {})
