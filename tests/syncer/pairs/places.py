@@ -262,6 +262,7 @@ class Servers:
         """`folder`: for everything. `mount`: where a daemon's mount will be."""
         self.home = folder / "home"
         self.environment = {"HOME": str(self.home)}
+        self.ports: dict[str, int] = {}  # of the kinds that have one: for a proxy in front
         self._folder = folder
         self._mount_point = mount
         self._numbers = itertools.count()
@@ -307,6 +308,7 @@ class Servers:
     def _sftp(self) -> Maker:
         sshd = self._stack.enter_context(openssh())
         shutil.copytree(sshd.home / ".ssh", self.home / ".ssh")
+        self.ports["sftp"] = sshd.port
 
         def make(number: int) -> Place:
             folder = self._folder / f"sftp-{number}"
@@ -334,6 +336,7 @@ class Servers:
         server = self._stack.enter_context(seaweedfs())
         server.make_bucket(BUCKET)
         self.environment |= server.environment
+        self.ports["s3"] = server.port
         return lambda number: S3Place(server, self._client, f"place-{number}/")
 
     def _az(self) -> Maker:
