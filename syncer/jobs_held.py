@@ -23,11 +23,11 @@ from syncer.jobs_errors import LeaseLost
 from syncer.jobs_holder import Host
 from syncer.jobs_rows import EVENTS_KEPT, Job, append_events, find_jobs, set_state
 from syncer.jobs_spec import decode_spec
-from syncer.jobs_steps import FailedStep, StepBook, TakenStep, Tally, failed_steps
+from syncer.jobs_steps import FailedStep, StepBook, Tally, failed_steps
 from syncer.options import JobSpec
-from syncer.steps import Step, StepKind, StepResult, StepState
+from syncer.steps import Step, StepKind, StepResult, StepState, TakenStep
 
-__all__ = ["LEASE_S", "FailedStep", "HeldJob", "TakenStep", "Tally"]
+__all__ = ["LEASE_S", "FailedStep", "HeldJob", "Tally"]
 
 LEASE_S: Final = 30.0  # a holder that is silent for longer has lost the job
 RENEW_S: Final = 5.0

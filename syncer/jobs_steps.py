@@ -17,7 +17,7 @@ import apsw
 
 from syncer.jobs_database import JobsDatabase, run, run_many
 from syncer.step_rows import decode_step, encode_step, kind_of, turns_of
-from syncer.steps import Step, StepKind, StepResult, StepState
+from syncer.steps import Step, StepKind, StepResult, StepState, TakenStep
 
 NUMBER_SHIFT: Final = 32  # a step's number: the job's, shifted, plus 1, 2, …
 CHECKPOINT_BYTES_MAX: Final = 64 << 10
@@ -28,15 +28,6 @@ _BEFORE_ALL: Final = (-1, -1)
 Changing = Callable[[bool], AbstractContextManager[apsw.Connection]]
 Place = tuple[int, bytes]  # kind and path of a step
 Sums = dict[tuple[int, int], tuple[int, int]]  # (kind, state): steps and bytes, more or less
-
-
-class TakenStep(NamedTuple):
-    """A step to be carried out; its StepResult names its number."""
-
-    number: int
-    step: Step
-    attempts: int  # that have failed before
-    checkpoint: bytes | None  # what was saved for it
 
 
 class FailedStep(NamedTuple):

@@ -21,7 +21,6 @@ from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 import trio
 
 from blockstore.ids import ID_BYTES, ChunkId
-from syncer.jobs_held import TakenStep
 from syncer.local_batch import Batch, CopyOutcome, Place
 from syncer.local_bytes import Method, write_all
 from syncer.local_delta import Chunk, build, chunks_of, plan_runs
@@ -33,7 +32,7 @@ from syncer.options import Options
 from syncer.recipes import Extent, TreeDamaged
 from syncer.remotes.errors import TRANSIENT, Changed, Exists, Full, Missing, RemoteError
 from syncer.snapshot_tree import SnapshotTree
-from syncer.steps import StepResult, StepState
+from syncer.steps import StepResult, StepState, TakenStep
 from syncer.transfer_content import Pass
 from syncer.transfer_meter import Meter
 from syncer.transfer_steps import wanted_metadata

@@ -50,6 +50,15 @@ class Step(NamedTuple):
     old: Node | None = None  # what may be replaced or deleted; None: nothing is there
 
 
+class TakenStep(NamedTuple):
+    """A step to be carried out; its StepResult names its number."""
+
+    number: int
+    step: Step
+    attempts: int  # that have failed before
+    checkpoint: bytes | None  # what was saved for it
+
+
 class StepResult(NamedTuple):
     """What became of a step."""
 

@@ -19,10 +19,9 @@ from typing import Final, Protocol
 import trio
 
 from syncer.events import Event, Report, Tell, shown
-from syncer.jobs_held import TakenStep
 from syncer.options import Options
 from syncer.remotes.errors import TRANSIENT, Full, RemoteError, Unreachable
-from syncer.steps import Step, StepKind, StepResult, StepState
+from syncer.steps import Step, StepKind, StepResult, StepState, TakenStep
 from syncer.transfer_ledger import Ledger, depth
 from syncer.transfer_meter import Meter
 from syncer.transfer_steps import NotVerified, Steps

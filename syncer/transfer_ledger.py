@@ -11,8 +11,7 @@ import heapq
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from syncer.jobs_held import TakenStep
-from syncer.steps import Step, StepKind, StepResult, StepState
+from syncer.steps import Step, StepKind, StepResult, StepState, TakenStep
 
 STEPS_MAX: Final = 50_000  # in memory: 40 MB
 

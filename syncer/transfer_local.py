@@ -17,7 +17,6 @@ from typing import Final
 import trio
 from blake3 import blake3
 
-from syncer.jobs_held import TakenStep
 from syncer.local_copy import CopyItem, CopyOutcome, Method, copy_files
 from syncer.local_large import copy_large
 from syncer.local_root import Directories
@@ -26,7 +25,7 @@ from syncer.options import Options
 from syncer.remotes.errors import TRANSIENT, Changed, Exists, Full
 from syncer.remotes.local import system_errors
 from syncer.semantic import SemanticClass, Strategy
-from syncer.steps import Step, StepResult, StepState
+from syncer.steps import Step, StepResult, StepState, TakenStep
 from syncer.transfer_content import Pass
 from syncer.transfer_meter import Meter
 from syncer.transfer_room import BATCH_BYTES

@@ -15,14 +15,13 @@ from typing import Final, NamedTuple, Protocol
 import trio
 
 from syncer.door import SmallFile
-from syncer.jobs_held import TakenStep
 from syncer.local_nodes import read_xattrs, same
 from syncer.local_root import Directories, read_all
 from syncer.local_tree import LocalTree
 from syncer.options import Options
 from syncer.remotes.errors import TRANSIENT, Changed, Exists, Full, Missing, RemoteError
 from syncer.remotes.local import system_errors
-from syncer.steps import StepResult, StepState
+from syncer.steps import StepResult, StepState, TakenStep
 from syncer.transfer_content import Pass
 from syncer.transfer_meter import Meter
 from syncer.transfer_steps import wanted_metadata

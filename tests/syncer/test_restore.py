@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from blockstore import BlockStore, StoreOptions
 from blockstore.chunker import ChunkerParams
 from blockstore.ids import ChunkId
-from syncer.jobs_steps import TakenStep
 from syncer.local_tree import LocalTree
 from syncer.options import Options
 from syncer.recipes import Extent
 from syncer.restore import GROUP_BYTES, GROUP_FILES, RestoreMover, groups_of, write_extents
 from syncer.snapshot_tree import SnapshotTree
-from syncer.steps import Step, StepKind, StepResult, StepState
+from syncer.steps import Step, StepKind, StepResult, StepState, TakenStep
 from syncer.transfer_meter import Meter
 from syncer.tree import Metadata, Node, NodeKind
 from syncer.tree_objects import Entry, node_of
