@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -41,7 +42,7 @@ class Screen:
     def event(self, event: Answer) -> None:
         """Show what happened, if it is to be shown."""
         if self._how.as_json:
-            click.echo(json.dumps(event))
+            self._echo(json.dumps(event))
             return
         name = event["event"]
         if name == "notice":
@@ -59,7 +60,7 @@ class Screen:
     def progress(self, progress: Answer) -> None:
         """Show how far the job is, unless it has only just begun."""
         if self._how.as_json:
-            click.echo(json.dumps({"event": "progress", **progress}))
+            self._echo(json.dumps({"event": "progress", **progress}))
         elif self._draws and progress.get("elapsed_s", 0.0) >= _DRAW_AFTER_S:
             self._draw(progress)
 
@@ -80,7 +81,17 @@ class Screen:
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
+            self._echo(text, err=err)
+
+    @staticmethod
+    def _echo(text: str, *, err: bool = False) -> None:
+        """Print; whoever stops reading does not end the job."""
+        try:
             click.echo(text, err=err)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, (sys.stderr if err else sys.stdout).fileno())
+            os.close(nowhere)
 
     def pause(self) -> None:
         """Take the picture away until there is more progress."""
@@ -92,7 +103,7 @@ class Screen:
         """Show the end."""
         self.pause()
         if self._how.as_json:
-            click.echo(json.dumps({"event": "report", **report}))
+            self._echo(json.dumps({"event": "report", **report}))
         elif not self._how.quiet or report["exit_code"]:
             lines = report_lines(report, verbose=self._how.verbose)
-            click.echo("\n".join(lines), err=self._how.quiet)
+            self._echo("\n".join(lines), err=self._how.quiet)

@@ -159,6 +159,18 @@ def test_a_dry_run_writes_nothing(orbit, source, tmp_path):
     assert not (tmp_path / "there").exists()
 
 
+def test_who_stops_reading_does_not_end_the_job(home, source, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "cli.orbit", "copy", source, tmp_path / "copy", "--json"]
+    ran = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, text=True, env=home, timeout=60, check=False
+    )
+    os.close(write)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (tmp_path / "copy" / "d" / "f").read_text() == "content"
+
+
 def test_backup_and_restore(orbit, source, tmp_path):
     orbit("init", "repo")
     orbit("backup", source, "--repo", "repo", "--name", "first", "--tag", "nightly")
