@@ -32,7 +32,9 @@ TOP = Path(__file__).parents[2]
 INDEX = TOP / "docs/sources/README.md"
 SOURCES = sorted(path for path in INDEX.parent.glob("*.md") if path != INDEX)
 PAGES = [*SOURCES, INDEX, TOP / "README.md"]
-CODE = [*TOP.glob("syncer/remotes/*.py"), *TOP.glob("ghostd/*.py")]
+# `file:` stands on the same modules as local folders.
+CODE = [path for part in ("remotes/", "local_") for path in TOP.glob(f"syncer/{part}*.py")]
+CODE += TOP.glob("ghostd/*.py")
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"`([^`]+)`")
@@ -87,7 +89,7 @@ class Page:
         """Both forms. Raises what the command line and the configuration file do."""
         found = []
         for line in "".join(self.blocks("sh")).splitlines():
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line.replace("$PWD", "/checkout"), comments=True)
             if words[:2] == ["orbit-ctl", "project"]:
                 given = project.make_context("project", words[2:]).params
                 pairs = [option.partition("=") for option in given["options"]]
@@ -100,6 +102,7 @@ class Page:
         return [
             Example(url, {n: v for n, v in options.items() if n not in OWN_OPTIONS})
             for url, options in found
+            if not url.startswith("snapshot:")  # in the store: no source has a page for it
         ]
 
     @property
