@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-import contextlib
-import hashlib
 import secrets
 from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
@@ -18,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 from obstore.store import AzureStore
 
 from syncer.remotes.azure_credentials import AzureSigner, find_account
+from syncer.remotes.digests import md5_aside, md5_of_header
 from syncer.remotes.errors import Busy, Garbled, Unsupported
 from syncer.remotes.machinery import Machinery
 from syncer.remotes.object_http import (
@@ -155,7 +153,7 @@ class _Container:
                     int(size),
                     strong_etag(found.findtext("Properties/Etag") or ""),
                     http_date_ns(found.findtext("Properties/Last-Modified") or ""),
-                    _digest(found.findtext("Properties/Content-MD5") or ""),
+                    md5_of_header(found.findtext("Properties/Content-MD5") or ""),
                     metadata,
                     is_folder=metadata.get(_FOLDER) == b"true",
                 )
@@ -183,7 +181,7 @@ class _Container:
             strong_etag(headers.get("etag", "")),
             http_date_ns(headers.get("last-modified", "")),
             # Of a range, Content-MD5 is the range's.
-            None if "content-range" in headers else _digest(headers.get("content-md5", "")),
+            None if "content-range" in headers else md5_of_header(headers.get("content-md5", "")),
             metadata,
             is_folder=metadata.get(_FOLDER) == b"true",
         )
@@ -228,7 +226,7 @@ class _Container:
         request = self.writing(key, condition, metadata)
         request.headers["x-ms-blob-type"] = "BlockBlob"
         request.headers["content-type"] = request.headers["x-ms-blob-content-type"]
-        digest = await _md5(data)
+        digest = await md5_aside(data)
         request.headers["content-md5"] = base64.b64encode(digest).decode()  # the server checks it
         request.body = data
         answer = await self.http.send(request, self.place(key), fine=(201,))
@@ -322,20 +320,6 @@ def _require(request: Request, condition: Condition) -> None:
         request.headers["if-match"] = condition.etag
 
 
-def _digest(text: str) -> bytes | None:
-    with contextlib.suppress(binascii.Error):
-        digest = base64.b64decode(text, validate=True)
-        return digest if len(digest) == 16 else None
-    return None
-
-
-async def _md5(data: bytes) -> bytes:
-    def digest() -> bytes:
-        return hashlib.md5(data, usedforsecurity=False).digest()
-
-    return digest() if len(data) <= 1 << 16 else await asyncio.to_thread(digest)
-
-
 class _Blocks:
     """Blocks that become a blob together. See Upload.
 
@@ -364,7 +348,7 @@ class _Blocks:
         name = base64.b64encode(f"{self._series}-{index:06}".encode()).decode()
         request = self._container.request("PUT", self._key, comp="block", blockid=name)
         request.headers["content-type"] = "application/octet-stream"
-        request.headers["content-md5"] = base64.b64encode(await _md5(data)).decode()
+        request.headers["content-md5"] = base64.b64encode(await md5_aside(data)).decode()
         request.body = data
         place = self._container.place(self._key)
         await self._container.http.send(request, place, fine=(201,))

@@ -13,7 +13,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import fsspec
 import trio
@@ -31,9 +31,8 @@ from syncer.remotes.errors import (
 )
 from syncer.remotes.http_listing import http_time_ns
 from syncer.remotes.machinery import Machinery
+from syncer.remotes.read_only import ReadOnly
 from syncer.remotes.remote import (
-    Attributes,
-    ByteSource,
     Capabilities,
     Entry,
     Kind,
@@ -103,7 +102,7 @@ def _typed(url: RemoteUrl, name: str, text: str, default: object) -> str | int |
     return text
 
 
-class FsspecRemote:
+class FsspecRemote(ReadOnly):
     """One path of one filesystem of fsspec. See Remote."""
 
     def __init__(
@@ -308,41 +307,8 @@ class FsspecRemote:
             return entry, b""
         return entry, await self.read(key, entry.version, 0, entry.size)
 
-    async def write(
-        self,
-        key: bytes,
-        source: ByteSource,  # noqa: ARG002 - the protocol's
-        attributes: Attributes | None = None,  # noqa: ARG002
-        *,
-        if_version: Version | None = None,  # noqa: ARG002
-        replace: bool = True,  # noqa: ARG002
-    ) -> Entry:
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def rename(self, key: bytes, new_key: bytes, *, replace: bool = True) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def delete(self, key: bytes) -> None:
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def mkdir(self, key: bytes) -> None:
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def symlink(self, key: bytes, target: bytes) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def set_attributes(self, key: bytes, attributes: Attributes) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def _refuse(self, key: bytes) -> NoReturn:
-        await trio.lowlevel.checkpoint()
-        raise Unsupported(f"{self._named(key)}: {_WHY_NOT}")
+    def _refusal(self, key: bytes) -> str:
+        return f"{self._named(key)}: {_WHY_NOT}"
 
 
 def _nothing() -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
-import hashlib
 import json
 import secrets
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from obstore.store import GCSStore
 
+from syncer.remotes.digests import md5_aside, md5_of_header
 from syncer.remotes.errors import BadUrl, Changed, Garbled, RemoteError
 from syncer.remotes.google_credentials import GoogleSigner
 from syncer.remotes.machinery import Machinery
@@ -146,7 +145,7 @@ class _Bucket:
                 int(item["size"]),
                 str(item["generation"]),
                 iso_date_ns(item["updated"]),
-                _digest(item.get("md5Hash", "")),
+                md5_of_header(item.get("md5Hash", "")),
                 metadata,
             )
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -211,7 +210,9 @@ class _Bucket:
             "POST", f"/upload{self._root}", key, condition, uploadType="multipart"
         )
         resource = self._resource(key, metadata)
-        resource["md5Hash"] = base64.b64encode(await _md5(data)).decode()  # the server checks it
+        resource["md5Hash"] = base64.b64encode(
+            await md5_aside(data)
+        ).decode()  # the server checks it
         border = secrets.token_hex(16)
         head = (
             f"--{border}\r\ncontent-type: application/json; charset=utf-8\r\n\r\n"
@@ -302,20 +303,6 @@ def _requirements(condition: Condition, name: str, place: str) -> dict[str, str]
     if condition.etag and not condition.etag.isdecimal():
         raise Changed(f"{place}: is not the version asked for")  # of another kind of remote
     return {name: condition.etag} if condition.etag else {}
-
-
-def _digest(text: str) -> bytes | None:
-    with contextlib.suppress(binascii.Error):
-        digest = base64.b64decode(text, validate=True)
-        return digest if len(digest) == 16 else None  # composed objects have none
-    return None
-
-
-async def _md5(data: bytes) -> bytes:
-    def digest() -> bytes:
-        return hashlib.md5(data, usedforsecurity=False).digest()
-
-    return digest() if len(data) <= 1 << 16 else await asyncio.to_thread(digest)
 
 
 class _Session:

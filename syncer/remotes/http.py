@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import formatdate
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 from urllib.parse import quote_from_bytes
 
 import trio
@@ -38,9 +38,8 @@ from syncer.remotes.http_client import (
 )
 from syncer.remotes.http_listing import Link, ListingParser, http_time_ns, listing_parser
 from syncer.remotes.machinery import Machinery
+from syncer.remotes.read_only import ReadOnly
 from syncer.remotes.remote import (
-    Attributes,
-    ByteSource,
     Capabilities,
     Entry,
     Kind,
@@ -75,7 +74,7 @@ async def open_remote(url: str, options: Mapping[str, str], machinery: Machinery
     return HttpRemote(parsed, machinery)
 
 
-class HttpRemote:
+class HttpRemote(ReadOnly):
     """One directory or file of a web server. See Remote."""
 
     def __init__(self, url: RemoteUrl, machinery: Machinery) -> None:
@@ -302,43 +301,8 @@ class HttpRemote:
         finally:
             response.close()
 
-    # What web servers do not do.
-
-    async def write(
-        self,
-        key: bytes,
-        source: ByteSource,  # noqa: ARG002 - the protocol's
-        attributes: Attributes | None = None,  # noqa: ARG002
-        *,
-        if_version: Version | None = None,  # noqa: ARG002
-        replace: bool = True,  # noqa: ARG002
-    ) -> Entry:
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def rename(self, key: bytes, new_key: bytes, *, replace: bool = True) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def delete(self, key: bytes) -> None:
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def mkdir(self, key: bytes) -> None:
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def symlink(self, key: bytes, target: bytes) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def set_attributes(self, key: bytes, attributes: Attributes) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse(key)
-
-    async def _refuse(self, key: bytes) -> NoReturn:
-        await trio.lowlevel.checkpoint()
-        raise Unsupported(f"{self._url}: {key!r}: {_WHY_NOT}")
+    def _refusal(self, key: bytes) -> str:
+        return f"{self._url}: {key!r}: {_WHY_NOT}"
 
 
 def _nothing() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import hashlib
 import logging
 import math
 from collections import OrderedDict
@@ -24,6 +23,7 @@ from typing import TypeVar
 import trio
 
 from syncer.remotes.bridge import Bridge
+from syncer.remotes.digests import IN_LOOP_BYTES_MAX, md5
 from syncer.remotes.errors import (
     Changed,
     Denied,
@@ -288,7 +288,11 @@ class ObjectRemote:
         guessed = None if due else self._store.md5_of_etag(info.etag)
         if due is None and guessed is None:
             return None
-        found = _md5(data) if len(data) <= 1 << 16 else await trio.to_thread.run_sync(_md5, data)
+        found = (
+            md5(data)
+            if len(data) <= IN_LOOP_BYTES_MAX
+            else await trio.to_thread.run_sync(md5, data)
+        )
         if found not in {due, guessed}:
             if due is None and not await self._run(self._store.confirms_md5, info):
                 return None
@@ -469,7 +473,3 @@ class ObjectRemote:
     async def close(self) -> None:
         """See Remote."""
         await self._run(self._store.close)
-
-
-def _md5(data: Data) -> bytes:
-    return hashlib.md5(data, usedforsecurity=False).digest()
