@@ -282,7 +282,7 @@ def job_of(
     }
     if verb == "verify":  # what is to be compared besides names, kinds, sizes and contents
         options = dict.fromkeys(_NOT_COMPARED, False) | options
-    if given.get("archive"):
+    if given.get("archive") or verb == "restore":  # a snapshot has everything: it comes back
         options |= {name: True for name in _ARCHIVE if given.get(name) is not False}
     if given.get("delete"):
         if options.get("mode", "mirror") != "mirror":

@@ -314,6 +314,11 @@ def test_archive_keeps_everything_but_what_is_switched_off():
     assert (options.xattrs, options.owners, options.hard_links) == (True, False, True)
 
 
+def test_a_restore_brings_everything_back_but_what_is_switched_off():
+    options = parsed("restore", "/a", "/b", "--no-owners").options
+    assert (options.xattrs, options.owners, options.modes) == (True, False, True)
+
+
 def test_rules_keep_their_order():
     options = parsed(
         "copy", "/a", "/b", "--exclude", "x", "--include=y", "-f", "- z", "--max-size", "1G",
