@@ -62,7 +62,8 @@ def process_start(pid: int) -> int | None:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return int(text.rpartition(b")")[2].split()[19])  # field 22: see proc(5)
+    fields = text.rpartition(b")")[2].split()  # from the third on: see proc(5)
+    return None if fields[0] == b"Z" else int(fields[19])
 
 
 class PartNames:

@@ -32,6 +32,7 @@ class Scanner:
         self._root = root
         self._device = device
         self.owners = Owners()
+        self.found_parts = False  # somewhere below the root, alive or dead
 
     def nodes(self, handle: int, entries: Iterator[os.DirEntry[str]], limit: int) -> list[Node]:
         """The next nodes of an open directory, at most `limit`; parts are left out."""
@@ -41,6 +42,7 @@ class Scanner:
             name = entry.name
             encoded = name.encode(encoding, "surrogateescape")
             if name.startswith(_PART_START) and is_part(encoded):
+                self.found_parts = True
                 continue
             try:
                 found = entry.stat(follow_symlinks=False)

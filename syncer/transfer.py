@@ -25,6 +25,7 @@ from syncer.steps import Step, StepKind, StepResult, StepState, TakenStep
 from syncer.transfer_ledger import Ledger, depth
 from syncer.transfer_meter import Meter
 from syncer.transfer_steps import NotVerified, Steps
+from syncer.transfer_tidy import Tidy
 
 ATTEMPTS_MAX: Final = 5  # of a step that fails while others succeed
 _BACKOFF_S: Final = 0.5  # before the second attempt; doubles
@@ -119,11 +120,13 @@ class Transfer:
         durable: bool = False,
         mover: Mover | None = None,
         keep: Keep | None = None,
+        tidy: Tidy | None = None,
         seed: int | None = None,
     ) -> None:
         """`wait_s`: how long a side may be away; `durable`: the ledger outlives the process.
 
         `keep`: is given what was done or failed, for the audit trail, before the ledger is; blocks.
+        `tidy`: is shown steps before they are carried out.
         """
         self._steps = steps
         self._options: Options = steps.options
@@ -138,6 +141,7 @@ class Transfer:
         self._durable = durable
         self._mover = mover
         self._keep = keep
+        self._tidy = tidy
         self._random = random.Random(seed)  # noqa: S311  jitter
         self._results: list[tuple[Step, StepResult]] = []  # to be noted
         self._out: dict[int, None] = {}  # taken, not noted
@@ -238,6 +242,8 @@ class Transfer:
                 await self._levels(folders)
             taken = self._take(kinds, limit, bytes_max)
         if taken:
+            if self._tidy is not None:
+                await self._tidy.before(taken)
             await self._batch(taken)
         elif feed.ended:
             return False

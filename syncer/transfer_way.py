@@ -17,6 +17,7 @@ from syncer.steps import Step, StepResult, StepState
 from syncer.transfer import EVENT_OF, Mover, Transfer
 from syncer.transfer_ledger import Ledger
 from syncer.transfer_steps import Steps
+from syncer.transfer_tidy import Tidy
 from syncer.tuning import Tuning
 
 
@@ -76,6 +77,10 @@ def transfer_of(run: Run, ends: Ends, ledger: Ledger, tuning: Tuning) -> Transfe
 
         if isinstance(ends.destination, DoorTree):
             mover = ManyMover(ends.source, ends.destination, options, meter, take=limit.take)
+    tidy: Tidy | None = None
+    if isinstance(ends.destination, LocalTree):
+        resumed = run.held is not None and run.held.attempt > 1
+        tidy = Tidy(ends.destination, resumed=resumed)
     local = ends.source.features.local and ends.destination.features.local
     return Transfer(
         steps,
@@ -88,6 +93,7 @@ def transfer_of(run: Run, ends: Ends, ledger: Ledger, tuning: Tuning) -> Transfe
         durable=run.held is not None,
         mover=mover,
         keep=partial(keep, run, tuning.codec) if run.context.audited else None,
+        tidy=tidy,
     )
 
 

@@ -351,6 +351,7 @@ def _nodes(scanner: Scanner, handle: int, found: Found | Looked) -> Iterator[Nod
     for text, entry in found.items():
         name = os.fsencode(text)
         if text.startswith(_PART_START) and is_part(name):
+            scanner.found_parts = True
             continue
         try:
             if isinstance(entry, tuple):
