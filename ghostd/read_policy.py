@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 MIB = 1 << 20
-BLOCK_BYTES = MIB
-SMALL_BLOCK_BYTES = 128 << 10
 
 WINDOW_BYTES_MIN = MIB
 WINDOW_BYTES_MAX = 32 * MIB  # 0.8 GB/s over a round trip of 40 ms
@@ -41,7 +39,6 @@ DENSITY_MIN = 1 / 4
 PAGE_BYTES = 4096  # the kernel rounds to pages, so distances differ by one
 STEPS_MAX = 32
 TAIL_BYTES_MAX = 4 * MIB  # indexes of films and archives
-SMALL_READ_BYTES = 64 << 10
 
 
 class Range(NamedTuple):
@@ -103,7 +100,6 @@ class ReadPattern(NamedTuple):
     trust: int = 0
     latest: int = -1  # index of the run that was read last
     tail_asked: bool = False
-    block_bytes: int = BLOCK_BYTES  # what a block that the last read misses should be
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +132,6 @@ class ReadPolicy(Protocol[P]):
         The read itself is not among them.
         """
 
-    def suggested_block(self, pattern: P) -> int:
-        """How many bytes to fetch for a block that the last observed read misses."""
-
 
 @dataclass(frozen=True, slots=True)
 class EvidencePolicy:
@@ -153,10 +146,6 @@ class EvidencePolicy:
     def begin(self) -> ReadPattern:
         """Nothing is known."""
         return ReadPattern()
-
-    def suggested_block(self, pattern: ReadPattern) -> int:
-        """128 KiB for short reads in the middle of a file by one who has not read on, or 1 MiB."""
-        return pattern.block_bytes
 
     def observe(
         self, pattern: ReadPattern, offset: int, length: int, size: int, now: float
@@ -187,7 +176,7 @@ class EvidencePolicy:
                 runs=_put(pattern.runs, pattern.latest, run), trust=min(trust, TRUST_MAX)
             )
             wanted += ahead
-        return pattern._replace(block_bytes=_block_bytes(pattern, run, size)), wanted
+        return pattern, wanted
 
     def _read_on(self, run: Run, trust: int, size: int) -> tuple[Run, list[Range]]:
         """The run with its next window, when it has earned one and is half through the last."""
@@ -386,15 +375,3 @@ def _tail_wanted(pattern: ReadPattern, offset: int, end: int, size: int) -> list
     if head.start or head.end > MIB or offset < size - min(TAIL_BYTES_MAX, size // 4):
         return []
     return [Range(end, size)] if end < size else []
-
-
-def _block_bytes(pattern: ReadPattern, run: Run, size: int) -> int:
-    """A short read away from both ends, by a reader who has not been seen to read on."""
-    alone = (
-        not run.window
-        and pattern.trust <= 0
-        and run.end - run.start <= SMALL_READ_BYTES <= run.start
-        and run.end <= size - SMALL_READ_BYTES
-    )
-    close = pattern.stride is not None and abs(pattern.stride.step) < BLOCK_BYTES
-    return SMALL_BLOCK_BYTES if alone and not close else BLOCK_BYTES

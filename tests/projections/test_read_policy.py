@@ -14,9 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghostd.read_policy import (
-    BLOCK_BYTES,
     RUNS_MAX,
-    SMALL_BLOCK_BYTES,
     EvidencePolicy,
     Range,
     ReadPattern,
@@ -59,10 +57,6 @@ class Reader:
 
     def requests(self, requests: Iterable[Request]) -> list[Range]:
         return [wanted for offset, length in requests for wanted in self.request(offset, length)]
-
-    @property
-    def block(self) -> int:
-        return self.policy.suggested_block(self.pattern)
 
     def foresaw(self, offset: int, length: int) -> bool:
         return any(r.start <= offset and offset + length <= r.end for r in merged(self.wanted))
@@ -124,7 +118,6 @@ def test_ten_random_small_reads(seed: int, size: int) -> None:
     for _ in range(10):
         offset = dice.randrange(16, size // PAGE - 16) * PAGE
         assert reader.request(offset, PAGE) == []
-        assert reader.block == SMALL_BLOCK_BYTES  # from the first one on
 
 
 @settings(deadline=None)
@@ -308,11 +301,10 @@ def test_a_strided_reader_finds_the_next_records(
     assert total(reader.wanted) <= 2 * len(records) * (length + 2 * PAGE)
 
 
-def test_a_strided_reader_of_small_records_keeps_small_blocks() -> None:
+def test_a_strided_reader_of_small_records_is_foreseen() -> None:
     reader = Reader(GIB)
     for offset in range(10 * MIB, 400 * MIB, 10 * MIB):
         reader.request(offset, 4 * KIB)
-        assert reader.block == SMALL_BLOCK_BYTES
     assert reader.wanted
 
 
@@ -343,32 +335,6 @@ def test_a_jump_to_the_tail_from_elsewhere_fetches_nothing(before: list[int]) ->
     reader.requests((offset, 16 * KIB) for offset in before)
     reader.wanted.clear()
     assert reader.request(GIB - 3 * MIB, 16 * KIB) == []
-
-
-def test_both_ends_are_read_in_whole_blocks() -> None:
-    reader = Reader(GIB)
-    reader.request(GIB - 22, 22)  # an archive's directory ends there
-    assert reader.block == BLOCK_BYTES
-    reader.request(0, 4 * KIB)
-    assert reader.block == BLOCK_BYTES
-
-
-# ---- blocks
-
-
-def test_blocks_are_whole_once_the_reader_reads_on() -> None:
-    reader = Reader(GIB)
-    reader.request(50 * MIB, 16 * KIB)
-    assert reader.block == SMALL_BLOCK_BYTES
-    reader.request(50 * MIB + 16 * KIB, 64 * KIB)
-    assert reader.block == BLOCK_BYTES
-
-
-def test_a_mebibyte_in_pieces_is_not_small() -> None:
-    reader = Reader(GIB)
-    for offset, length in split(50 * MIB, MIB, 128 * KIB):
-        reader.request(offset, length)
-        assert reader.block == BLOCK_BYTES
 
 
 # ---- anybody
