@@ -200,7 +200,7 @@ def test_backup_and_restore(orbit, source, tmp_path):
 
 def test_a_job_in_the_background(orbit, source, tmp_path):
     (source / "large").write_bytes(random.Random(1).randbytes(4 << 20))
-    ran = orbit("copy", source, "there", "--detach", "--bandwidth-limit", "1M", "--json")
+    ran = orbit("copy", source, "there", "--detach", "--bandwidth-limit", "32K", "--json")
     number = lines(ran)[0]["job"]
     orbit("jobs", "pause", number)
     orbit("jobs", "wait", number, "--timeout", "0", code=5)
