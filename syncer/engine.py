@@ -184,6 +184,8 @@ def outcome_of(report: Report) -> str:
 
 def did_anything(report: Report) -> bool:
     """Whether any of what was asked for is as it was asked for."""
+    if report.verb == Verb.BACKUP and not report.dry_run:
+        return bool(report.snapshot)  # files that nothing names are of no use
     return any(
         (
             report.files_copied, report.files_equal, report.links_made, report.directories_made,

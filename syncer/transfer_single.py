@@ -10,13 +10,11 @@ from syncer.options import JobSpec
 from syncer.plan import Plan
 from syncer.remotes.errors import Exists, Missing, Unsupported
 from syncer.steps import Step, StepKind
-from syncer.tree import Node
+from syncer.tree import ROOT, Node
 
 
-async def _there(ends: Ends) -> Node | None:
-    from syncer.walk import root_of
-
-    if await root_of(ends.destination, may_lack=True) is None:
+async def _there(ends: Ends, root: Node | None) -> Node | None:
+    if root is None:
         return None  # not even the folder
     try:
         return await ends.destination.stat(ends.file_as)
@@ -28,10 +26,13 @@ async def plan_single(
     spec: JobSpec, ends: Ends, add: Callable[[Sequence[Step]], Awaitable[None]], plan: Plan
 ) -> None:
     """Hand over the step, if one is needed. Raises what is in the way."""
+    from syncer.walk import root_of
+
     path = ends.file
     assert path is not None
+    root = await root_of(ends.destination, may_lack=True)
     rules = rules_of(spec.verb, spec.options, ends.source.features, ends.destination.features)
-    source, there = await ends.source.stat(path), await _there(ends)
+    source, there = await ends.source.stat(path), await _there(ends, root)
     plan.files = 1
     facts = NO_FACTS
     verdict = compare(rules, source, there, facts)
@@ -47,7 +48,11 @@ async def plan_single(
         step = Step(verdict.kind, ends.file_as, verdict.reason, 0, size, path, source, there)
         plan.steps[verdict.kind] += 1
         plan.bytes += size
-        await add([step])
+        steps = [step]
+        if root is None and ends.destination.features.directories:
+            steps.insert(0, Step(StepKind.MKDIR, ROOT, verdict.reason))
+            plan.steps[StepKind.MKDIR] += 1
+        await add(steps)
     elif verdict is Finding.IN_THE_WAY:
         raise Exists(f"{ends.destination.label}: a directory is in the way")
     elif verdict is Finding.LEFT_OUT:

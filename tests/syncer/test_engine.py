@@ -773,3 +773,28 @@ async def test_a_destination_that_goes_away_fails_what_is_left(context, tmp_path
     assert not target.exists()
     assert report.failed >= 5
     assert report.files_copied == 0
+
+
+async def test_a_single_file_goes_into_folders_that_are_not_there(context, folders):
+    source, target = folders
+    planned = await sync(context, source / "g", f"{target}/", verb=Verb.COPY, dry_run=True)
+    assert not target.exists()
+    report = await sync(context, source / "g", f"{target}/", verb=Verb.COPY)
+    assert (target / "g").read_text() == "more"
+    assert planned.directories_made == report.directories_made == 1
+    report = await sync(context, source / "g", target / "new" / "er" / "name", verb=Verb.COPY)
+    assert report.outcome == "done", report.failures
+    assert (target / "new" / "er" / "name").read_text() == "more"
+
+
+async def test_a_backup_that_records_no_snapshot_has_done_nothing(context, folders):
+    from syncer.repository import init_repository
+
+    source, target = folders
+    await init_repository(str(target), context)
+    place = f"repo:{target}"
+    first = await sync(context, source, place, verb=Verb.BACKUP, name="taken")
+    assert (first.outcome, first.snapshot) == ("done", "taken")
+    second = await sync(context, source, place, verb=Verb.BACKUP, name="taken")
+    assert (second.outcome, second.exit_code) == ("failed", 2)
+    assert "already" in second.failures[0].error
