@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ghostd import jobs_facade as facade
 from ghostd.errors import FilesystemError
 from ghostd.facade import Control
+from syncer.job_states import JobState
 
 PAGE_MAX: Final = 5_000
 _THREADS_MAX: Final = 4
@@ -70,7 +71,7 @@ def add_jobs(app: FastAPI, control: Control) -> None:
 
     @app.get("/v1/jobs", operation_id="jobs")
     async def jobs(
-        state: Annotated[list[str] | None, Query()] = None, before: int = 0, limit: Limit = 100
+        state: Annotated[list[JobState] | None, Query()] = None, before: int = 0, limit: Limit = 100
     ) -> facade.JobList:
         """List jobs, newest first."""
         return await call(lambda jobs: jobs.jobs(tuple(state or ()), before, limit))

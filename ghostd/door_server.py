@@ -169,6 +169,8 @@ class DoorServer:
             return {}, [bytes(name in known for name in names)]
 
     def _put(self, _: _Visit, request: Message) -> Reply:
+        # Without the reserve the namespace could not even be made smaller.
+        self._tree.check_room(len(request.body))
         names = self._store.put(split(request.body, request.head["lengths"]))
         return {}, [b"".join(names)]
 

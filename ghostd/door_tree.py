@@ -97,6 +97,11 @@ class DoorTree:
         self._caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0)
         self.stages = Stages(filesystem, filesystem.tree)
 
+    def check_room(self, length: int) -> None:
+        """Raise Full where so many bytes would touch the reserve. For any thread."""
+        if self._fs.writeback.space_left() < length:
+            raise errors.Full("no space left in the state folder's disk")
+
     async def answer(
         self,
         head: Mapping[str, Any],

@@ -33,6 +33,7 @@ class End:
     features: Features
     path: bytes | None = None  # absolute, of a local folder or file; None: it is elsewhere
     kind: str = ""  # the URL's scheme where it is elsewhere
+    mounted: bytes | None = None  # absolute, of what lies in the mount that the job works for
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class _Inspection:
         self._left_out = left_out
         self._source = source.path
         self._destination = destination.path
+        self._mounted = (source.mounted, destination.mounted)
 
     def findings(self) -> Iterator[Finding]:
         """All there is to say."""
@@ -159,6 +161,10 @@ class _Inspection:
             yield from self._writable(destination)
         if source is not None and destination is not None:
             yield from self._loops(os.path.realpath(source), os.path.realpath(destination))
+        source, destination = self._mounted
+        if source is not None and destination is not None:
+            # By their names: looking at them would ask the mount that waits for this job.
+            yield from self._nested(os.path.normpath(source), os.path.normpath(destination))
         yield from self._own_state()
 
     def _absent(self, path: bytes, what: str) -> Iterator[Finding]:
@@ -245,8 +251,25 @@ class _Inspection:
             return
         if not self._source_is_folder():
             return
-        for relative in _seen_in(destination, source, mounts):
-            if self._left_out(relative) or self._other_file_system(source, destination):
+        into = [
+            relative
+            for relative in _seen_in(destination, source, mounts)
+            if not self._other_file_system(source, destination)
+        ]
+        yield from self._inside(into, list(_seen_in(source, destination, mounts)))
+
+    def _nested(self, source: bytes, destination: bytes) -> Iterator[Finding]:
+        if source == destination:
+            yield _error("same-place", "source and destination are the same place: name another")
+        elif is_within(destination, source):
+            yield from self._inside([destination[len(source) + 1 :]], [])
+        elif is_within(source, destination):
+            yield from self._inside([], [source[len(destination) + 1 :]])
+
+    def _inside(self, into: Sequence[bytes], out_of: Sequence[bytes]) -> Iterator[Finding]:
+        """`into`: what the destination is called in the source; `out_of`: the other way round."""
+        for relative in into:
+            if self._left_out(relative):
                 continue
             yield _error(
                 "destination-in-source",
@@ -254,7 +277,7 @@ class _Inspection:
                 f"into itself; leave it out with --filter '- /{_shown(relative)}/'",
             )
             return
-        for relative in _seen_in(source, destination, mounts):
+        for relative in out_of:
             if self._mirror and not self._left_out(relative):
                 yield _error(
                     "source-in-destination",

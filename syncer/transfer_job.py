@@ -43,7 +43,8 @@ def end_of(tree: Tree, location: Location) -> End:
     if isinstance(tree, LocalTree):
         return End(tree.features, tree.root.root)
     kind = location.place.partition("://")[0] if location.kind is LocationKind.REMOTE else ""
-    return End(tree.features, None, kind)
+    mounted = location.path if location.kind is LocationKind.LOCAL else None
+    return End(tree.features, None, kind, mounted)
 
 
 async def run_trees(run: Run) -> None:
