@@ -30,7 +30,7 @@ from tests.remotes.kinds import (
 MIB = 1 << 20
 LARGE = random.Random(3).randbytes(20 * MIB + 12345)
 LATER_NS = FILLED_AT_NS + 60 * 10**9
-SETTLED_S = 10.0  # for what libraries let go of in their own time
+SETTLED_S = 40.0  # for what libraries let go of in their own time: idle threads of trio after 10 s
 
 NAMES = [
     b"plain",
