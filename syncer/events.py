@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
 from orbit_paths import path_to_text
@@ -51,8 +52,13 @@ EVENTS: Final = {
 def timestamp(time_ns: int) -> str:
     """UTC in ISO 8601, with microseconds."""
     seconds, rest = divmod(time_ns, 10**9)
-    moment = dt.datetime.fromtimestamp(seconds, dt.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+    return f"{_whole_second(seconds)}.{rest // 1000:06d}Z"
+
+
+@lru_cache(maxsize=16)
+def _whole_second(seconds: int) -> str:
+    """Thousands of records have the same."""
+    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def event_fields(event: Event) -> dict[str, Any]:
