@@ -272,7 +272,8 @@ def job_of(
     options = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in given.items()
-        if name not in _NOT_SENT | _OF_JOB and value not in (None, (), False, "")
+        # 0 is said, too: --delete-max 0, --reserve 0.
+        if name not in _NOT_SENT | _OF_JOB and value not in (None, (), "") and value is not False
     }
     # A switch that is on unless told otherwise.
     options |= {

@@ -309,6 +309,14 @@ def test_every_option_ends_up_in_the_job():
     assert (spec.priority, spec.after, spec.schedule) == (3, (7,), "@daily")
 
 
+def test_nought_is_said_too():
+    options = parsed(
+        "sync", "/a", "/b", "--mode", "mirror", "--delete-max", "0", "--reserve", "0",
+    ).options  # fmt: skip
+    assert (options.delete_max, options.reserve_bytes) == (0, 0)
+    assert Options().delete_max is None
+
+
 def test_archive_keeps_everything_but_what_is_switched_off():
     options = parsed("copy", "/a", "/b", "--archive", "--no-owners").options
     assert (options.xattrs, options.owners, options.hard_links) == (True, False, True)
