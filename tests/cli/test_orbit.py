@@ -217,6 +217,18 @@ def test_a_job_in_the_background(orbit, source, tmp_path):
     assert "no jobs" in orbit("jobs", "list").stdout
 
 
+def test_a_job_is_changed(orbit, source):
+    (made,) = lines(orbit("copy", source, "there", "--schedule", "@daily", "--json"))
+    number = made["job"]
+    (job,) = lines(
+        orbit("jobs", "set", number, "--bandwidth-limit", "5M", "--priority", "3", "--json")
+    )
+    assert (job["spec"]["options"]["bandwidth"], job["priority"]) == ("5M", 3)
+    assert "no rate" in orbit("jobs", "set", number, "--bwlimit", "fast", code=2).stderr
+    assert "set what" in orbit("jobs", "set", number, code=2).stderr
+    orbit("jobs", "set", number + 1, "--priority", "1", code=2)
+
+
 def test_the_audit_trail(orbit, source):
     orbit("copy", source, "there")
     shown = lines(orbit("audit", "show", "--json"))
