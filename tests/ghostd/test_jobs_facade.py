@@ -1,0 +1,29 @@
+"""What the control API may ask of jobs, over a real `jobs.db`."""
+
+import pytest
+
+from ghostd.jobs_facade import JobControl
+from syncer.jobs import Jobs
+from syncer.jobs_errors import BadJob, NoSuchJob, NotNow
+
+
+@pytest.fixture
+def control(tmp_path):
+    jobs = Jobs.open(tmp_path / "jobs.db")
+    yield JobControl(jobs, lambda: None, tmp_path / "audit")
+    jobs.close()
+
+
+def test_a_job_is_changed_until_it_has_ended(control):
+    spec = {"verb": "copy", "source": "/a", "destination": "/b"}
+    number = control.submit(spec).number
+    changed = control.change(number, "08:00-18:00 5M", 7)
+    assert (changed.spec["options"], changed.priority) == ({"bandwidth": "08:00-18:00 5M"}, 7)
+    assert control.change(number, None, 8).spec == changed.spec
+    with pytest.raises(BadJob):
+        control.change(number, "fast", None)
+    with pytest.raises(NoSuchJob):
+        control.change(number + 1, "5M", None)
+    control.want(number, "cancel")
+    with pytest.raises(NotNow):
+        control.change(number, "5M", None)
