@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +23,11 @@ import trio
 from ghostd.door_server import DoorServer
 from ghostd.threads import Threads
 from syncer.jobs import Jobs
+from syncer.remotes.policy import RemotePolicy
 
 log = structlog.get_logger(__name__)
 
+_NICE: Final = 5  # with both busy, three quarters of a core are left for the mount
 _GRACE_S: Final = 5.0  # to give its jobs back when the daemon stops
 _LOOK_S: Final = 60.0  # between two looks at the schedules, at most
 _CRASHED_S: Final = 1.0  # before it is started again; doubles
@@ -39,6 +42,8 @@ class WorkerOptions:
     at_once: int = 2
     bandwidth: str = ""  # of all jobs together: a rate or timetable
     classes: tuple[tuple[str, str], ...] = ()  # globs and semantic classes
+    credentials: str = ""  # the file of the remotes' credentials; "": where it usually is
+    policy: RemotePolicy = field(default_factory=RemotePolicy)  # towards remotes
 
 
 class JobWorker:
@@ -101,6 +106,8 @@ class JobWorker:
         command += ["--jobs", str(self._options.at_once)]
         command += [f"--bandwidth={self._options.bandwidth}"]
         command += ["--classes", json.dumps(self._options.classes)]
+        command += [f"--credentials={self._options.credentials}"]
+        command += ["--policy", json.dumps(asdict(self._options.policy))]
         try:
             # The kernel ends it with the *thread* that started it: one that lives as long as we.
             process = await self._threads.run("keep", _start, command, numbers)
@@ -119,7 +126,7 @@ class JobWorker:
 
 
 def _start(command: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         pass_fds=descriptors,
         stdin=subprocess.DEVNULL,
@@ -127,6 +134,10 @@ def _start(command: list[str], descriptors: list[int]) -> subprocess.Popen[bytes
         cwd="/",
         start_new_session=True,
     )
+    # Its threads, which it has not begun yet, inherit it; one that has ended already may keep its.
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
+    return process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -52,7 +52,7 @@ from ghostd.push_auto import AutoPush
 from ghostd.push_side import PushSide
 from ghostd.push_watch import PushWatch
 from ghostd.reader import Reader, ReadOptions
-from ghostd.remotes import Remotes
+from ghostd.remotes import Remotes, policy_of
 from ghostd.snapshot_remote import SCHEME as SNAPSHOT_SCHEME
 from ghostd.snapshot_remote import SnapshotRemote, SnapshotUrl
 from ghostd.snapshots import Snapshots
@@ -350,7 +350,13 @@ class Daemon:
             ),
             snapshots,
             self._threads,
-            WorkerOptions(config.jobs.at_once, config.jobs.bandwidth, config.classes),
+            WorkerOptions(
+                config.jobs.at_once,
+                config.jobs.bandwidth,
+                config.classes,
+                config.remotes.credentials,
+                policy_of(config.remotes, config.read.deadline_s),
+            ),
         )
         stack.callback(self._jobs.close)
         self._keeper.holds.append(lambda: self._jobs.door.holds)

@@ -66,6 +66,10 @@ class Context:
     classes: tuple[tuple[str, str], ...] = ()  # globs and the semantic class of what they match
     bandwidth: Bandwidth | None = None  # the bucket of all jobs of this process
     audited: bool = True
+    credentials: str = (
+        ""  # the file with the remotes' credentials; "": the usual one, if it is there
+    )
+    policy: RemotePolicy | None = None  # patience with single calls; the job has more; None: usual
     # By place (a URL or the beginning of one): what the remotes there are opened with.
     remote_options: tuple[tuple[str, Mapping[str, str]], ...] = ()
     _shared: _Shared = field(default_factory=_Shared)
@@ -85,7 +89,17 @@ class Context:
 
             shared.bridge = Bridge()
             shared.bridge.start()
-            shared.machinery = Machinery(shared.bridge, Credentials(default_path()))
+            named = self.credentials
+            policy = self.patience
+            shared.machinery = Machinery(
+                shared.bridge,
+                Credentials(
+                    Path(named).expanduser() if named else default_path(), required=bool(named)
+                ),
+                connect_timeout_s=min(10.0, policy.attempt_timeout_s),
+                read_timeout_s=policy.attempt_timeout_s,
+                connections_max=policy.connections_max,
+            )
         return shared.machinery
 
     @property
@@ -98,8 +112,10 @@ class Context:
         return self._shared.hosts
 
     @property
-    def policy(self) -> RemotePolicy:
-        """How patient calls of remotes are; the job is more patient than a single call."""
+    def patience(self) -> RemotePolicy:
+        """How patient single calls of remotes are."""
+        if self.policy is not None:
+            return self.policy
         if self._shared.policy is None:
             from syncer.remotes.policy import RemotePolicy
 
@@ -131,7 +147,7 @@ class Context:
             if place.startswith(url.rstrip("/")):
                 chosen.update(given)
         remote = await registry.open_remote(url, chosen | dict(options or {}), self.machinery)
-        made = wrapped(remote, self.policy, self.hosts)
+        made = wrapped(remote, self.patience, self.hosts)
         self._shared.remotes.add(made)
         return made
 

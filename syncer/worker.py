@@ -33,6 +33,7 @@ from syncer.jobs import Jobs
 from syncer.jobs_errors import LeaseLost
 from syncer.jobs_held import HeldJob
 from syncer.limit import Limit
+from syncer.remotes.policy import RemotePolicy
 from syncer.settings import load_settings
 
 if TYPE_CHECKING:
@@ -212,6 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stay", action="store_true")
     parser.add_argument("--bandwidth", default="", metavar="RATE|TIMETABLE")
     parser.add_argument("--classes", type=json.loads, metavar="JSON")
+    parser.add_argument("--credentials", default="", metavar="FILE")
+    parser.add_argument("--policy", type=json.loads, default={}, metavar="JSON")
     options = parser.parse_args(arguments)
     if options.parent is not None:
         die_with(options.parent)
@@ -223,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cache=options.cache or options.state / "cache",
         door=open_door(options.door) if options.door is not None else None,
         mount=options.mount,
+        credentials=options.credentials,
+        policy=RemotePolicy(**options.policy),
     )
     jobs = Jobs.open(options.state / "jobs.db")
     try:

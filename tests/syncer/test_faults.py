@@ -5,7 +5,6 @@ not with time.
 """
 
 import random
-from dataclasses import dataclass
 
 import pytest
 
@@ -21,24 +20,18 @@ KINDS = ("sftp", "s3")
 TIME_NS = 1_700_000_000 * 10**9
 
 
-@dataclass(frozen=True, slots=True)
-class Hurried(Context):
-    """A context in which nobody waits for long."""
-
-    @property
-    def policy(self):
-        return RemotePolicy(
-            deadline_s=3.0,
-            attempt_timeout_s=1.0,
-            write_timeout_s=1.5,
-            backoff_s=0.05,
-            backoff_max_s=0.2,
-            breaker_failures=3,
-            breaker_after_s=0.5,
-            breaker_pause_s=0.05,
-            breaker_pause_max_s=0.2,
-            close_timeout_s=0.5,
-        )
+HURRIED = RemotePolicy(
+    deadline_s=3.0,
+    attempt_timeout_s=1.0,
+    write_timeout_s=1.5,
+    backoff_s=0.05,
+    backoff_max_s=0.2,
+    breaker_failures=3,
+    breaker_after_s=0.5,
+    breaker_pause_s=0.05,
+    breaker_pause_max_s=0.2,
+    close_timeout_s=0.5,
+)
 
 
 class Net:
@@ -54,8 +47,12 @@ class Net:
         return place.url.replace(f":{port}/", f":{way}/")
 
     def context(self, wait_s=30.0):
-        return Hurried(
-            state=self._folder / "state", cache=self._folder / "cache", audited=False, wait_s=wait_s
+        return Context(
+            state=self._folder / "state",
+            cache=self._folder / "cache",
+            audited=False,
+            wait_s=wait_s,
+            policy=HURRIED,
         )
 
 
