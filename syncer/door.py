@@ -39,7 +39,9 @@ from syncer.remotes.errors import Busy, RemoteError, Unsupported
 from syncer.remotes.held import Held
 from syncer.tree import Content, Features, Metadata, Node, NodeKind, PageSink
 
-_PUT_BYTES = 16 << 20  # in one message
+# In one message: the daemon makes room for it in one go, during which the mount waits: 0.14 ms for
+# 4 MiB, 0.7 ms for 16.
+_PUT_BYTES = 4 << 20
 _FETCH_IDS = 64
 _PAGE = 2_000
 _TRIES: Final = 3  # to store a file whose chunks a collection removed meanwhile
