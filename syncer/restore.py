@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 import trio
 
 from blockstore.ids import ID_BYTES, ChunkId
+from syncer import linux
 from syncer.local_batch import Batch, CopyOutcome, Place
 from syncer.local_bytes import Method, write_all
 from syncer.local_delta import Chunk, build, chunks_of, plan_runs
@@ -91,6 +92,7 @@ class RestoreMover:
         self._threads = THREADS if source.features.local else THREADS_AWAY
         self._limiter = trio.CapacityLimiter(self._threads)
         self._mask = umask()
+        self._durable = options.durable and target.durable
 
     async def move(self, taken: Sequence[TakenStep]) -> list[StepResult | None]:
         """See Mover. What is to be verified is left to the way of single steps, which does it."""
@@ -122,7 +124,7 @@ class RestoreMover:
                 Place(step.path, step.old, replace=False)
                 for step in (taken[place].step for place in places)
             ],
-            durable=self._options.durable and self._target.durable,
+            durable=self._durable,
         )
         numbered = [(number, taken[place]) for number, place in enumerate(places)]
         # As a backup has stored them, so that a group lies in few places.
@@ -292,9 +294,7 @@ class RestoreMover:
 
         try:
             await _together(work, self._threads)
-            publish = partial(
-                draft.publish, replace=False, durable=self._options.durable and self._target.durable
-            )
+            publish = partial(draft.publish, replace=False, durable=self._durable)
             await self._target.wait(publish, entry.size, metadata, old)
         finally:
             await self._target.finish(draft.close)
@@ -305,6 +305,9 @@ class RestoreMover:
         chunks = self._fetch(part)  # not while others wait for the file
         with draft.mine() as handle:
             write_extents(handle, part, chunks)
+            if self._durable:
+                start, last = part[0].start, part[-1]
+                linux.start_writing(handle, start, last.start + last.length - start)
 
     async def _delta(
         self,
