@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from abc import abstractmethod
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.bench.systems import OURS
 
 _BIG = 16  # files
 _CHANGED = 0.01  # of each of them
+_REST_S = 3.0  # `orbit backup` reads again what had changed within two seconds before the last one
 
 
 class _Backups(Repository):
@@ -113,13 +115,14 @@ def _fill(folder: Path, source: Path) -> None:
 
 
 def _change(folder: Path) -> None:
-    """One stretch in the middle of each file."""
+    """One stretch in the middle of each file; then nothing for a while."""
     rng = random.Random(3)
     for path in sorted(folder.iterdir()):
         size = path.stat().st_size
         with path.open("r+b") as file:
             file.seek(size // 2)
             file.write(rng.randbytes(int(size * _CHANGED)))
+    time.sleep(_REST_S)
 
 
 def _big(bench: Bench, store: _Backups, folder: Path, size: int) -> None:
@@ -179,5 +182,5 @@ SYNC_BACKUP = Group(
     _backup,
     tuple(kind.name for kind in _KINDS),
     note="Whole commands, until stored; sources in memory. borg: zstd 1, no encryption. restic: "
-    "format 2, zstd, always encrypts. orbit: zstd.",
+    "format 2, zstd, always encrypts. orbit: zstd. After a change nothing happens for 3 s.",
 )
