@@ -34,9 +34,9 @@ def test_patience_is_that_of_the_configuration(context: Context) -> None:
     assert machinery.connections_max == 3
 
 
-async def test_a_credentials_file_that_was_named_must_be_there(context: Context) -> None:
+def test_a_credentials_file_that_was_named_must_be_there(context: Context) -> None:
     with pytest.raises(Denied, match="secrets"):
-        await context.open_remote("smb://user@127.0.0.1:1/share/")
+        context.machinery.credentials.check()
 
 
 def test_without_any_the_usual_ones(tmp_path: Path) -> None:
