@@ -36,7 +36,6 @@ from syncer.remotes import errors
 from syncer.remotes.errors import RemoteError
 from syncer.tree import FORMAT_OF_KIND, KIND_OF_FORMAT, Metadata, Node, NodeKind
 
-_READ_BYTES: Final = 1 << 20
 _SEGMENTS_AT_ONCE: Final = 64  # before others have their turn
 _NUMBERS: Final = 4_096  # of segments, in memory
 _LAST: Final = (1 << 63) - 1  # behind every cookie
@@ -229,17 +228,12 @@ class DoorTree:
         inode = await self._seen(path, head)
         self._fs.open(inode.ino)
         try:
-            at, end = head["offset"], head["offset"] + head["length"]
-            parts: list[bytes | memoryview] = []
-            while at < end:
-                part = await self._fs.reader.read(inode, at, min(_READ_BYTES, end - at))
-                if not part:
-                    raise errors.Changed(f"/{_shown(path)}: is shorter than it was")
-                parts.append(part)
-                at += len(part)
+            data = await self._fs.reader.read_long(inode, head["offset"], head["length"])
+            if len(data) < head["length"]:
+                raise errors.Changed(f"/{_shown(path)}: is shorter than it was")
             if head["token"] is not None and head["token"] != _token(inode):
                 raise errors.Changed(f"/{_shown(path)}: was changed while it was read")
-            return b"".join(parts)
+            return data
         finally:
             self._fs.release(inode.ino)
 
@@ -345,9 +339,13 @@ class DoorTree:
         self._tell(directory, name)
         return inode
 
+    def _known(self, inode: Inode) -> bool:
+        """Whether the kernel may hold it: the root without ever having looked it up."""
+        return inode.ino == ROOT_INO or self._tree.lookups.get(inode.ino) > 0
+
     def _tell(self, directory: Inode, name: bytes) -> None:
         """The kernel may know that the name is not there, or of what was there before."""
-        if self._tree.lookups.get(directory.ino):
+        if self._known(directory):
             self._invalidator.name(directory.ino, name)
             self._invalidator.inode(directory.ino)
 
@@ -396,7 +394,7 @@ class DoorTree:
             case "set_metadata":
                 inode = await self._find(path)
                 self._set(inode, metadata_from_wire(head["metadata"]))
-                if self._tree.lookups.get(inode.ino):
+                if self._known(inode):
                     self._invalidator.inode(inode.ino)
             case "delete":
                 await self._find(path)

@@ -19,6 +19,7 @@ from ghostd.door_server import DoorServer
 from ghostd.door_stages import Stages
 from ghostd.door_tree import DoorTree as Namespace
 from ghostd.in_loop import InLoop
+from ghostd.inodes import ROOT_INO
 from ghostd.invalidator import Invalidator
 from ghostd.keeper import CollectionRefused, Keeper
 from syncer import door_upload
@@ -63,13 +64,36 @@ class CountingDoor(Door):
         return super().call(head, body)
 
 
+class Told(Invalidator):
+    """The names that the kernel is told of; it is told at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[tuple[int, bytes]] = set()
+
+    def name(self, directory: int, name: bytes) -> None:
+        self.names.add((directory, name))
+
+    def inode(self, ino: int) -> None:
+        pass
+
+    async def told(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
 class Doors:
     """A daemon without a mount, and a worker's end of its door."""
 
     def __init__(
-        self, world: ProjectedWorld, server: DoorServer, door: CountingDoor, stages: Stages
+        self,
+        world: ProjectedWorld,
+        server: DoorServer,
+        door: CountingDoor,
+        stages: Stages,
+        told: set[tuple[int, bytes]],
     ) -> None:
         self.world = world
+        self.told = told
         self.stages = stages
         self.server = server
         self.door = door
@@ -94,13 +118,13 @@ async def opened(folder: Path, remotes=None) -> AsyncIterator[Doors]:
     world = ProjectedWorld(OsDisk(), remotes or {}, folder=folder, clock=lambda: next(clock))
     try:
         async with world.running():
-            invalidator = Invalidator()
+            invalidator = Told()
             names = Namespace(world.fs, world.projected.listings, invalidator)
             server = DoorServer(world.store, names, Snapshots(world.keeper), InLoop(), Path("/mnt"))
             world.keeper.holds.append(lambda: server.holds)
             ends = server.open()
             door = await trio.to_thread.run_sync(CountingDoor, ends)
-            yield Doors(world, server, door, names.stages)
+            yield Doors(world, server, door, names.stages, invalidator.names)
             door.close()
             with trio.fail_after(10):
                 while server.visits:  # noqa: ASYNC110  its threads are ending
@@ -176,6 +200,20 @@ async def test_many_small_files_at_once(tmp_path):
         for n in (1, 150, 299):
             assert await doors.world.content(b"d/%d" % n) == files[n].data
         await doors.world.check()
+
+
+async def test_the_kernel_is_told_of_names_in_directories_that_it_holds(tmp_path):
+    # It may have found that they are not there; the root it holds without having looked it up.
+    async with opened(tmp_path) as doors:
+        await doors.tree.write(b"f", Content(b"1"), PLAIN)
+        await doors.tree.mkdir(b"seen", PLAIN)
+        await doors.tree.mkdir(b"unseen", PLAIN)
+        held = await doors.world.look(b"seen")
+        doors.world.tree.lookups.add(held.ino)
+        await doors.tree.write(b"seen/f", Content(b"2"), PLAIN)
+        await doors.tree.write(b"unseen/f", Content(b"3"), PLAIN)
+        told = {(ROOT_INO, b"f"), (ROOT_INO, b"seen"), (ROOT_INO, b"unseen"), (held.ino, b"f")}
+        assert doors.told == told
 
 
 async def test_replacing(tmp_path):
