@@ -166,6 +166,7 @@ def done(report):
     return True
 
 
+@pytest.mark.soak
 async def test_far_away_and_narrow(ways):
     ways.proxy.change(delay_s=0.02, bytes_per_s=20e6)
     assert done(await ways.run(verify=True))
@@ -178,7 +179,7 @@ async def test_far_away_and_narrow(ways):
 @pytest.mark.parametrize("sent", [True, False], ids=["sending", "receiving"])
 async def test_connections_that_break(ways, how, sent):
     times = 1 if how is How.STALL else 3  # silence is waited out each time
-    after = 9_000 if sent is ways.upwards else 2_000  # where the files go, and the other way
+    after = 9_000 if sent is ways.upwards else 400  # where the files go, and the other way
     before = ways.proxy.counts
     ways.proxy.change(cut=Cut(how, after=after, up=sent, times=times))
     assert done(await ways.run())
@@ -240,7 +241,16 @@ async def test_a_network_that_swallows_everything_for_a_while(ways):
     assert ways.complete()
 
 
-async def test_a_server_that_stays_away_is_told_and_a_second_run_completes(ways):
+@pytest.mark.parametrize(
+    ("kind", "upwards"),
+    [
+        ("sftp", True),
+        *(pytest.param(*each, marks=pytest.mark.soak)
+          for each in (("sftp", False), ("s3", True), ("s3", False))),
+    ],
+)  # fmt: skip
+async def test_a_server_that_stays_away_is_told_and_a_second_run_completes(net, kind, upwards):
+    ways = Ways(net, kind, upwards=upwards)
     extra = File(b"what the source has no more", TIME_NS)
     ways.target.fill({b"extra": extra})
     ways.content[b"extra"] = extra

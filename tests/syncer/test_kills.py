@@ -101,8 +101,16 @@ def data_of(files):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", ["local", "s3"])
-@pytest.mark.parametrize("verb", ["copy", "sync", "mirror"])
+@pytest.mark.parametrize(
+    ("verb", "kind"),
+    [
+        ("sync", "local"),
+        ("mirror", "s3"),
+        *(pytest.param(*pair, marks=pytest.mark.soak) for pair in (
+            ("copy", "local"), ("mirror", "local"), ("copy", "s3"), ("sync", "s3"),
+        )),
+    ],
+)  # fmt: skip
 def test_trees(tmp_path, servers, verb, kind, seed):
     chance = random.Random(seed)
     user = User(tmp_path, servers)
@@ -137,7 +145,7 @@ def test_trees(tmp_path, servers, verb, kind, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", ["local", "s3"])
+@pytest.mark.parametrize("kind", [pytest.param("local", marks=pytest.mark.soak), "s3"])
 def test_backups_and_restoring(tmp_path, servers, kind, seed):
     chance = random.Random(seed)
     user = User(tmp_path, servers)
