@@ -37,6 +37,8 @@ class Place(NamedTuple):
     path: bytes
     old: Node | None  # what may be replaced
     replace: bool  # where `old` is None: whatever is there, or nothing at all
+    # What it is made with: not readable by more than it will be, and then need not be set again.
+    mode: int = 0o600
 
 
 class _Written(NamedTuple):
@@ -115,8 +117,7 @@ class Batch:
                 raise self._full
             folder, _ = directories.spot(place.path, make=True)
             temporary = self._target.parts.new()
-            # Not readable by more than it will be.
-            handle = os.open(temporary, OPEN_NEW, 0o600, dir_fd=folder)
+            handle = os.open(temporary, OPEN_NEW, place.mode, dir_fd=folder)
             try:
                 outcome = fill(handle)
             except BaseException:

@@ -64,7 +64,9 @@ async def copy_files(
     as files of their own. Parents are made.
     """
     copying = _Copying(source, options)
-    places = [Place(item.path, item.old, item.replace) for item in items]
+    places = [
+        Place(item.path, item.old, item.replace, _new_mode(item.node, options)) for item in items
+    ]
     batch = Batch(target, places, durable=options.durable and target.durable)
 
     def work(start: int, stop: int) -> None:
@@ -78,6 +80,13 @@ async def copy_files(
                 batch.write(directories, index, partial(copying.copy, sources, items[index]))
 
     return await _run(target, batch, len(items), work)
+
+
+def _new_mode(node: Node, options: Options) -> int:
+    """What a copy is made with: its own mode, unless it is to be somebody else's."""
+    if options.owners or node.mode is None:
+        return 0o600
+    return node.mode & 0o777 if options.modes else 0o666
 
 
 async def write_files(

@@ -204,7 +204,10 @@ def apply(
     if mode is not None and not stat.S_ISLNK(old.st_mode):
         if not given and not stat.S_ISDIR(old.st_mode):
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
-        os.chmod(what, mode & 0o7777)  # noqa: PTH101 - no path
+        untouched = uid is None and gid is None and xattrs is None
+        same = untouched and mode & 0o7777 == stat.S_IMODE(old.st_mode)
+        if not same:
+            os.chmod(what, mode & 0o7777)  # noqa: PTH101 - no path
     if mtime_ns is not None or atime_ns is not None:
         atime_ns = old.st_atime_ns if atime_ns is None else atime_ns
         mtime_ns = old.st_mtime_ns if mtime_ns is None else mtime_ns
