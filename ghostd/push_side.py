@@ -380,14 +380,7 @@ class PushSide:
         inode = self._tree.inode(ino)
         inode.opens += 1  # it stays in memory; nobody is told that it was closed
         try:
-            at, end = head["offset"], head["offset"] + head["length"]
-            parts: list[bytes | memoryview] = []
-            while at < end:
-                part = await self._fs.reader.read(inode, at, min(_READ_BYTES, end - at))
-                if not part:
-                    return {"changed": True}, b""
-                parts.append(part)
-                at += len(part)
+            data = await self._fs.reader.read_long(inode, head["offset"], head["length"])
         except fs_errors.RemoteVersionGone:
             raise errors.Changed(
                 "the version that the local change is based on is not at the remote any more, and"
@@ -396,9 +389,9 @@ class PushSide:
         finally:
             inode.opens -= 1
             self._tree.reap(inode)
-        if not self._watch.unchanged(ino, token):
+        if len(data) < head["length"] or not self._watch.unchanged(ino, token):
             return {"changed": True}, b""
-        return {"changed": False}, b"".join(parts)
+        return {"changed": False}, data
 
     async def _no_listing(self, ino: int) -> None:
         """Wait until no listing is under way that may not know yet what has been pushed."""

@@ -28,6 +28,7 @@ _SEQUENTIAL_SLACK = 4 << 20  # the kernel's own read-ahead sends requests out of
 _PORTION_CHUNKS = 16  # about 1 MiB
 _STREAM_CHUNKS = 8  # asked for at once, they make a stream
 _DAMAGED_MAX = 10_000
+_PIECE_BYTES = 1 << 20
 _TRIES = (False, False, False, False, False, False, False, True)  # the last one is True
 
 
@@ -172,6 +173,15 @@ class Reader:
                 raise
         self._read_ahead(inode, content, offset, end)
         return _assemble(extents, chunks, offset, end)
+
+    async def read_long(self, inode: Inode, offset: int, size: int) -> bytes:
+        """Like `read`, a piece at a time, for many bytes at once."""
+        parts: list[bytes | memoryview] = []
+        at, end = offset, offset + size
+        while at < end and (part := await self.read(inode, at, min(_PIECE_BYTES, end - at))):
+            parts.append(part)
+            at += len(part)
+        return b"".join(parts)
 
     async def _extents(
         self, inode: Inode, content: FileMap, start: int, end: int
