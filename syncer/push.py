@@ -36,6 +36,7 @@ from syncer.push_plan import (
     is_as_seen,
     is_state,
 )
+from syncer.push_preview import Preview
 from syncer.remote_tree import RemoteTree
 from syncer.remotes.errors import (
     TRANSIENT,
@@ -143,7 +144,7 @@ class Push:
             raise Unsupported(f"{self._opened.url} cannot be written: {reason}")
         meter = self._run.meter
         if self._run.dry_run:
-            await self._show_plan()
+            await Preview(self._run, self._side, self._opened, self._remote, self._tell).show()
             return
         try:
             meter.phase = "making directories"
@@ -159,39 +160,6 @@ class Push:
             await self._directory_attributes()
         except* TRANSIENT as away:
             self._failed(b"", away.exceptions[0])
-
-    # --- the plan ------------------------------------------------------------------------------
-
-    async def _show_plan(self) -> None:
-        """Say what would be done; nothing is written, here or there."""
-        report = self._run.report
-        for what in ("directories", "files"):
-            async with aclosing(self._side.changes(self._opened, what)) as found:
-                async for change in found:
-                    act, reason = decide(change, self._can, self._options)
-                    path = shown(change.path)
-                    report.files_seen += change.kind is NodeKind.FILE
-                    match act:
-                        case Act.REFUSE:
-                            report.fail(path, reason)
-                        case Act.LATER:
-                            pass
-                        case Act.MKDIR:
-                            report.directories_made += 1
-                            self._tell("would.directory.made", path, reason)
-                        case Act.ATTRIBUTES:
-                            report.metadata_set += 1
-                            self._tell("would.metadata.set", path, reason)
-                        case _:
-                            report.files_copied += 1
-                            size = change.size if change.written else 0
-                            self._tell("would.file.copied", path, reason, count=size)
-        async with aclosing(self._side.gone(self._opened)) as found:
-            async for gone in found:
-                # A directory that was moved: its old place goes when it is empty.
-                if not gone.needed or gone.key.endswith(b"/"):
-                    report.deleted += 1
-                    self._tell("would.name.deleted", shown(gone.path or gone.key), "deleted here")
 
     # --- telling ---------------------------------------------------------------------------------
 

@@ -101,6 +101,24 @@ def is_state(entry: Entry, version: Version | None) -> bool:
     return entry.version == version
 
 
+def in_conflict(change: Change, now: Entry | None) -> bool:
+    """Whether the remote has something else at the goal of a file or symlink than was seen here."""
+    if change.blocked:
+        return False  # a directory, whose removal has a look of its own
+    if change.kind is NodeKind.SYMLINK:
+        if now is None or (now.kind is Kind.SYMLINK and now.target == change.target):
+            return False
+        return change.replaces is None or not is_as_seen(change.replaces, now)
+    if change.key is not None and change.key == change.goal:
+        return now is None or not is_state(now, change.version)
+    if change.replaces is None:
+        return now is not None
+    if now is None:
+        # A rename needs nothing there; a write says which version it replaces.
+        return change.replaces.target is None and change.key is None
+    return not is_as_seen(change.replaces, now)
+
+
 def conflict_name(name: bytes, host: str, moment: datetime) -> bytes:
     """`report.conflict-HOST-YYYYMMDD-HHMMSS.txt` for `report.txt`, at most 255 bytes long."""
     stem, dot, extension = name.rpartition(b".")

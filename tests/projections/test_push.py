@@ -87,6 +87,28 @@ async def test_a_dry_run_tells_the_same_and_does_nothing(tmp_path):
         assert planned.directories_made == 3
 
 
+@pytest.mark.parametrize("choice", list(OnConflict))
+async def test_a_dry_run_sees_the_conflicts_of_the_run(tmp_path, choice):
+    async with pushed(OsDisk(), FILES, folder=tmp_path) as world:
+        await world.put(b"r/a", b"ours")
+        await world.put(b"r/b", b"ours, too")
+        await world.put(b"r/new", b"ours")
+        await world.remove(b"r/d/x")
+        await world.remove(b"r/d/y")
+        await world.remote.write(b"a", Content(b"theirs is longer"))
+        await world.remote.write(b"new", Content(b"theirs"))
+        await world.remote.write(b"d/x", Content(b"theirs is longer"))
+        there, here = await tree_of(world.remote), await world.diff()
+        planned = await world.push(dry_run=True, on_conflict=choice)
+        assert (await tree_of(world.remote), await world.diff()) == (there, here)
+        report = await world.push(on_conflict=choice)
+        assert {each.path for each in planned.failures} == {each.path for each in report.failures}
+        assert (planned.failed, planned.files_copied, planned.deleted) == (
+            report.failed, report.files_copied, report.deleted,
+        )  # fmt: skip
+        assert bool(report.failed) == (choice is OnConflict.REFUSE)
+
+
 async def test_only_what_is_below_the_path(tmp_path):
     async with pushed(OsDisk(), FILES, folder=tmp_path) as world:
         await world.put(b"r/a", b"changed")
