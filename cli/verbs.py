@@ -165,7 +165,9 @@ _SYNCED: Final = (
         "--delete-max", callback=_share, metavar="N|P%",
         help="Delete no more than this. Default: 10% of DST's files.",
     ),
-    click.option("--force", is_flag=True, help="Delete however many."),
+    click.option(
+        "--force", is_flag=True, help="Delete however many, also where files failed to copy."
+    ),
     click.option("--trash", metavar="DIR", help="In DST: takes what would be deleted or replaced."),
 )  # fmt: skip
 _MOVED: Final = (

@@ -17,9 +17,11 @@ from syncer.guidance import check, refuse_errors
 from syncer.location import Location, LocationKind, parse
 from syncer.options import Mode, Verb
 from syncer.plan import Plan
+from syncer.remotes.errors import Missing
 from syncer.steps import Step
 from syncer.transfer_backup import open_store
 from syncer.transfer_plan import filters_of
+from syncer.tree import ROOT
 from syncer.verify import Difference, Verified, What, verify
 
 _SHOW_EVERY_S: Final = 0.25
@@ -71,6 +73,10 @@ async def _compare(run: Run, source: Location, destination: Location) -> None:
         if ends.file is not None:
             await _compare_file(run, ends)
             return
+        try:
+            await ends.destination.stat(ROOT)
+        except Missing:
+            raise Missing(f"{destination} is not there: nothing to compare with") from None
         found = Verified()
 
         async def tell(difference: Difference) -> None:

@@ -109,6 +109,12 @@ def test_verify_compares_metadata_only_where_it_is_asked_to(orbit, source, tmp_p
     orbit("verify", source / "d" / "f", "there/d/f", "--modes", code=3)
 
 
+def test_what_is_not_there_is_no_difference(orbit, source):
+    ran = orbit("verify", source, "nowhere", code=2)
+    assert "is not there" in ran.stdout + ran.stderr
+    assert "only at the source" not in ran.stdout
+
+
 def test_a_damaged_snapshot_does_not_verify(orbit, source, tmp_path):
     orbit("backup", source, "--repo", "repo", "--name", "first", "--compression", "none")
     orbit("verify", "first", "--repo", "repo")
