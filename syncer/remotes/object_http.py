@@ -237,6 +237,9 @@ def refused(refusal: Refusal, place: str, source: str) -> RemoteError:
     return Unsupported(f"{place}: the server refuses this request ({said})")
 
 
+_CLOSE_S = 1.0  # for a connection that is given up
+
+
 class ObjectHttp:
     """A pool of connections to one endpoint."""
 
@@ -265,8 +268,14 @@ class ObjectHttp:
         client = self._idle.pop() if self._idle else self._new_client()
         try:
             yield client
-        finally:
-            self._idle.append(client)
+        except BaseException:
+            # What was cut off or given up may still hold the one connection that it may have.
+            self._clients.remove(client)
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_CLOSE_S):
+                    await client.aclose()
+            raise
+        self._idle.append(client)
 
     def _new_client(self) -> httpx.AsyncClient:
         if self._context is None:
