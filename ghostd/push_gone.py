@@ -101,8 +101,7 @@ def standing(tree: Tree, projection: int, key: bytes) -> Standing:
         last = depth == len(parts) - 1
         is_dir = not last or key.endswith(b"/")
         prefix += part + (b"/" if is_dir else b"")
-        names = {local_name(part, is_dir, ()), local_name(part, is_dir, (part,))}
-        shown = [name for name in names if name is not None]
+        shown = _shown_as(part, is_dir=is_dir)
         found = next((f for name in shown if (f := tree.find(ino, name))), None)
         if found is None:
             hidden = any(tree.remote.hidden.get((ino, name)) for name in shown)
@@ -118,6 +117,26 @@ def standing(tree: Tree, projection: int, key: bytes) -> Standing:
             return Standing.GONE if local else Standing.BACK
         ino = inode.ino
     return Standing.BACK
+
+
+def directory_at(tree: Tree, projection: int, key: bytes) -> Inode | None:
+    """The directory that is shown where `key` belongs, if it shows what is under `key`."""
+    ino, prefix = projection, b""
+    for part in key.split(b"/")[:-1]:
+        prefix += part + b"/"
+        names = _shown_as(part, is_dir=True)
+        found = next((f for name in names if (f := tree.find(ino, name))), None)
+        row = None if found is None else tree.remote.dirs.get(found[1])
+        if found is None or row is None or row.key != prefix:
+            return None
+        ino = found[1]
+    return tree.inode(ino)
+
+
+def _shown_as(part: bytes, *, is_dir: bool) -> list[bytes]:
+    """The names that a part of a key may have here."""
+    names = {local_name(part, is_dir, ()), local_name(part, is_dir, (part,))}
+    return [name for name in names if name is not None]
 
 
 async def adopt_hidden(tree: Tree, projection: int) -> None:

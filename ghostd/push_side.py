@@ -30,6 +30,7 @@ from ghostd.projections import Projections
 from ghostd.push_gone import (
     Standing,
     adopt_hidden,
+    directory_at,
     forget_gone,
     is_needed,
     key_of,
@@ -512,10 +513,15 @@ class PushSide:
         inode.opens += 1
         try:
             if row is not None:
-                await self._listings.fresh(inode, patient=True)
                 await self._spread(inode)
+            before = tree.remote.gone.get((inode.projection, key))
+            if before is not None and is_needed(tree, inode.projection, key):
+                # The directory that was here is elsewhere now, and has not been made there yet.
+                await self._spread(tree.inode(before.ino))
             await self._no_listing(head["parent"])
             if inode.nlink:
+                if row is not None and (other := directory_at(tree, inode.projection, row.key)):
+                    self._still_there(other, row.key)
                 tree.remote.dirs.set(ino, DirRow(key, self._now_ns()))
                 self._still_there(inode, key)
                 self._settle(inode.projection, key, head["parent"], data(head["name"]))
@@ -549,6 +555,7 @@ class PushSide:
     async def _spread(self, directory: Inode) -> None:
         """A directory was moved: what is in it has to be moved by itself."""
         tree, after = self._tree, 0
+        await self._listings.fresh(directory, patient=True)
         while directory.nlink:
             page = list(tree.list_page(directory.ino, after, tree.next_cookie, SLICE))
             if not page:

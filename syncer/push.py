@@ -354,6 +354,8 @@ class Push:
                 # Who waits for whom goes round: the bytes of one of them come here first.
                 waited = next(iter(left.values()))
                 for key in self._in_the_way(waited):
+                    if self._moved[key].ino in self._refused:
+                        continue  # the remote may have renamed it: what it is based on tells
                     await self._patient(self._moved[key], lambda: self._own(key))  # noqa: B023
                 if self._in_the_way(waited):
                     del left[waited.ino]

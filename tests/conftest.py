@@ -1,4 +1,6 @@
-"""The memory of a test process.
+"""What all tests have in common: examples that are the same every time, and memory.
+
+The suite says the same about the same code; `make soak` looks for new examples.
 
 A store, a loop or a whole daemon is full of cycles, and what is in them is large: disks in memory,
 caches. Left to itself the collector comes by when the number of objects has grown by a quarter of
@@ -11,6 +13,15 @@ import gc
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True)
+settings.register_profile("new", print_blob=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module is imported, whose settings are made then."""
+    settings.load_profile("new" if config.getoption("markexpr") == "soak" else "same")
 
 
 def pytest_collection_finish() -> None:

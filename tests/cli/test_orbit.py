@@ -208,11 +208,16 @@ def test_a_job_in_the_background(orbit, source, tmp_path):
     (source / "large").write_bytes(random.Random(1).randbytes(4 << 20))
     ran = orbit("copy", source, "there", "--detach", "--bandwidth-limit", "32K", "--json")
     number = lines(ran)[0]["job"]
+    deadline = time.monotonic() + 60
+
+    def until(state):
+        while lines(orbit("jobs", "show", number, "--json"))[0]["state"] != state:
+            assert time.monotonic() < deadline
+
+    until("running")
     orbit("jobs", "pause", number)
     orbit("jobs", "wait", number, "--timeout", "0", code=5)
-    deadline = time.monotonic() + 60
-    while lines(orbit("jobs", "show", number, "--json"))[0]["state"] != "paused":
-        assert time.monotonic() < deadline
+    until("paused")
     assert not (tmp_path / "there" / "large").exists()
     orbit("jobs", "resume", number)
     orbit("jobs", "cancel", number)
