@@ -8,7 +8,6 @@ the library's cuts with a vector.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyfastcdc import FastCDC
@@ -16,10 +15,6 @@ from pyfastcdc import FastCDC
 from blockstore.ids import Buffer
 
 ALGORITHM_FASTCDC = 1
-
-# The uncut rest (up to max_bytes) is scanned again with the next batch; 16 times its size keeps the
-# double work near 2 % (the rest is 36 KiB on average) and memory at 4 MiB.
-_BATCH_PER_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,39 +50,3 @@ class Chunker:
                 normalized_chunking=p.normalization,  # type: ignore[arg-type]
             )
         return [chunk.length for chunk in cdc.cut_buf(data)] if len(data) else []
-
-
-class StreamChunker:
-    """Cuts a stream; the chunks do not depend on the sizes in which its bytes arrive."""
-
-    def __init__(self, chunker: Chunker) -> None:
-        self._chunker = chunker
-        self._batch_bytes = chunker.params.max_bytes * _BATCH_PER_MAX
-        self._buffer = bytearray()
-
-    def feed(self, data: Buffer) -> Iterator[bytes]:
-        """Take the next bytes and yield the chunks that are certain by now.
-
-        Work is done only while the result is iterated.
-        """
-        view = memoryview(data)
-        while view:
-            room = self._batch_bytes - len(self._buffer)
-            self._buffer += view[:room]
-            view = view[room:]
-            if len(self._buffer) == self._batch_bytes:
-                yield from self._take(self._chunker.cut(self._buffer)[:-1])
-
-    def finish(self) -> Iterator[bytes]:
-        """Yield what is left, the end of the data being the last cut."""
-        yield from self._take(self._chunker.cut(self._buffer))
-
-    def _take(self, lengths: list[int]) -> list[bytes]:
-        chunks = []
-        start = 0
-        with memoryview(self._buffer) as view:
-            for length in lengths:
-                chunks.append(bytes(view[start : start + length]))
-                start += length
-        del self._buffer[:start]
-        return chunks

@@ -72,10 +72,6 @@ class Filter:
             hashed, mask = probe(key)
             words[hashed % count] |= mask
 
-    def may_hold(self, sought: Probe) -> bool:
-        """Return False when the id was certainly never added."""
-        return self.words[sought.hash % self.count] & sought.mask == sought.mask
-
 
 @dataclass(frozen=True, slots=True)
 class Run:

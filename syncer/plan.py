@@ -72,11 +72,6 @@ class Plan:
     deletions: int = 0  # files among them that would be deleted or trashed
     refusal: str = ""  # why TRASH, DELETE and REPLACE steps must not be carried out
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
-        return not any(self.steps.values())
-
 
 async def make_plan(
     source: Tree,

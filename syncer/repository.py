@@ -50,7 +50,6 @@ from syncer.repository_lock import (
     LockInfo,
     RepositoryLocked,
     hold_lock,
-    list_locks,
     remove_locks,
 )
 from syncer.small_files import LocalFiles, RemoteFiles, SmallFiles
@@ -210,13 +209,6 @@ async def init_repository(
     """
     async with _place(location, context) as place:
         return await _init(place, options if options is not None else StoreOptions())
-
-
-async def repository_locks(location: str, context: Context) -> list[LockInfo]:
-    """Who uses a repository. Raises RepositoryInvalid, RemoteError."""
-    async with _place(location, context) as place:
-        await _known(place)
-        return await list_locks(place.files)
 
 
 async def unlock(location: str, context: Context, *, force: bool = False) -> list[LockInfo]:

@@ -1,14 +1,12 @@
-"""Chunking: pinned cuts, streams, and how far an insertion reaches."""
+"""Chunking: pinned cuts, and how far an insertion reaches."""
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from blockstore.chunker import Chunker, ChunkerParams, StreamChunker
+from blockstore.chunker import Chunker, ChunkerParams
 from tests.bench.shift_resilience import INSERTED_BYTES, random_data, real_data, shared_part
 from tests.blockstore.conftest import blob
 
@@ -39,23 +37,6 @@ def test_cuts_cover_the_data_within_the_limits(data: bytes, repeat: int) -> None
     lengths = Chunker(SMALL).cut(data)
     assert sum(lengths) == len(data)
     assert all(SMALL.min_bytes <= n <= SMALL.max_bytes for n in lengths[:-1])
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 300_000), st.sampled_from([1, 7, 1000, 65536, 10**6]))
-def test_stream_cuts_do_not_depend_on_the_sizes_of_writes(seed: int, size: int, most: int) -> None:
-    rng = random.Random(seed)
-    data = rng.randbytes(size)
-    stream = StreamChunker(Chunker(SMALL))
-    chunks = []
-    position = 0
-    while position < size:
-        step = rng.randint(1, most) if most > 1 or size < 5000 else 997
-        chunks += list(stream.feed(data[position : position + step]))
-        position += step
-    chunks += list(stream.finish())
-    assert b"".join(chunks) == data
-    assert [len(chunk) for chunk in chunks] == Chunker(SMALL).cut(data)
 
 
 @pytest.mark.parametrize("make", [random_data, real_data])

@@ -13,13 +13,19 @@ def ids(count: int, salt: int = 0) -> list[bytes]:
     return [chunk_id(b"%d-%d" % (salt, number)) for number in range(count)]
 
 
+def may_hold(held: Filter, name: bytes) -> bool:
+    """As the index looks, where it has no time for a call."""
+    hashed, mask = probe(name)
+    return held.words[hashed % held.count] & mask == mask
+
+
 def test_filter_never_denies_what_was_added_and_denies_nearly_all_else() -> None:
     held = ids(20_000)
     filter_ = Filter.sized(len(held))
     filter_.add(held)
     again = Filter.load(filter_.dump())
-    assert all(again.may_hold(probe(name)) for name in held)
-    wrong = sum(again.may_hold(probe(name)) for name in ids(20_000, salt=1))
+    assert all(may_hold(again, name) for name in held)
+    wrong = sum(may_hold(again, name) for name in ids(20_000, salt=1))
     assert wrong / 20_000 < 0.02
     assert len(filter_.dump()) == 20_000 * 12 // 8
 

@@ -183,7 +183,7 @@ async def test_a_second_sync_finds_nothing_to_do(name: str) -> None:
         _, steps = await planned(source, target, options)
         await model.carry_out(steps, source, target, options)
         plan, steps = await planned(source, target, options)
-        assert plan.is_empty, steps
+        assert not steps
         assert plan.equal == 4
         # The same size at another time, an extra name, and a file where a directory was.
         changed = replace(
@@ -202,8 +202,8 @@ async def test_a_second_sync_finds_nothing_to_do(name: str) -> None:
         assert kinds == {b"d": StepKind.REPLACE, b"same size": StepKind.COPY}
         assert plan.deletions == 3
         await model.carry_out(steps, source, target, options)
-        plan, steps = await planned(source, target, options)
-        assert plan.is_empty, steps
+        _, steps = await planned(source, target, options)
+        assert not steps
         assert set(await listed(target, ROOT)) == {b"d", b"same size"}
 
 

@@ -32,7 +32,6 @@ from syncer.repository import (
     RepositoryInvalid,
     RepositoryLocked,
     init_repository,
-    repository_locks,
     unlock,
 )
 from syncer.repository_lock import LEASE_S, LockInfo, Process, goes_with, list_locks
@@ -154,7 +153,7 @@ async def test_who_may_use_it_together(location: str, here: Machine, tmp_path: P
             async with opened(here, first, location):
                 if goes_with(first, second):
                     async with opened(there, second, location) as repository:
-                        locks = await repository_locks(location, there)
+                        locks = await list_locks(files_at(location, there))
                         assert sorted(lock.access for lock in locks) == sorted([first, second])
                         assert repository.access is second
                 else:
@@ -162,7 +161,7 @@ async def test_who_may_use_it_together(location: str, here: Machine, tmp_path: P
                         async with opened(there, second, location):
                             raise AssertionError
                     assert caught.value.locks[0].process == Process.own()
-        assert await repository_locks(location, here) == []
+        assert await list_locks(files_at(location, here)) == []
     there.close()
 
 
@@ -197,8 +196,8 @@ async def test_locks_of_processes_that_are_gone(location: str, here: Machine) ->
     for gone in ({"pid": 2**22 + 1}, {"started": own.started + 1}, {"boot": "another"}):
         await _lock(location, here, **gone)
         async with opened(here, location=location):
-            assert len(await repository_locks(location, here)) == 1
-        assert await repository_locks(location, here) == []
+            assert len(await list_locks(files_at(location, here))) == 1
+        assert await list_locks(files_at(location, here)) == []
 
 
 async def test_locks_of_those_of_whom_nothing_is_known(location: str, here: Machine) -> None:
@@ -236,9 +235,9 @@ async def test_a_damaged_lock_is_in_the_way_until_it_is_removed(
 
 async def test_a_lock_is_renewed(here: Machine, autojump_clock: trio.testing.MockClock) -> None:
     async with opened(here):
-        (before,) = await repository_locks(URL, here)
+        (before,) = await list_locks(files_at(URL, here))
         await trio.sleep(1000)
-        (after,) = await repository_locks(URL, here)
+        (after,) = await list_locks(files_at(URL, here))
     assert after.made == before.made
     assert after.renewed > before.renewed
 
