@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import click
 
 from cli.projections import QUESTION_TIMEOUT_S, Answer, Ways
-from cli.verbs import VerbCommand, job_of, running, verb_options
+from cli.verbs import VerbCommand, job_of, running, set_of, set_options, verb_options
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -297,21 +297,12 @@ def cancel(session: Session, number: int) -> None:
 
 @jobs.command("set")
 @_NUMBER
-@click.option(
-    "--bandwidth-limit",
-    "--bwlimit",
-    "bandwidth",
-    metavar="RATE",
-    help="A rate or timetable; off: none. Also while it runs.",
-)
-@click.option("--priority", type=int, help="Higher ones first.")
+@set_options
 @click.pass_obj
-def set_(session: Session, number: int, bandwidth: str | None, priority: int | None) -> None:
+def set_(session: Session, /, number: int, **given: Any) -> None:
     """Change a job that has not ended."""
-    if bandwidth is None and priority is None:
-        raise click.UsageError("set what? Give --bandwidth-limit or --priority")
+    asked = set_of(given)
     ways = Ways(session)
-    asked: dict[str, object] = {"bandwidth": bandwidth, "priority": priority}
     _print(ways, ways.post(f"/v1/jobs/{number}/set", asked, _CALL_TIMEOUT_S))
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from cli.verbs import set_of, set_options
+
 if TYPE_CHECKING:
     from cli.orbit_session import Session
     from syncer.jobs import Job, Jobs
@@ -130,29 +132,15 @@ def cancel(session: Session, number: int, *, as_json: bool) -> None:
 
 @jobs.command("set")
 @click.argument("number", type=int)
-@click.option(
-    "--bandwidth-limit",
-    "--bwlimit",
-    "bandwidth",
-    metavar="RATE",
-    help="A rate or timetable; off: none. Also while it runs.",
-)
-@click.option("--priority", type=int, help="Higher ones first.")
+@set_options
 @_json
 @click.pass_obj
-def set_(
-    session: Session, number: int, bandwidth: str | None, priority: int | None, *, as_json: bool
-) -> None:
+def set_(session: Session, /, number: int, *, as_json: bool, **given: Any) -> None:
     """Change a job that has not ended."""
-    if bandwidth is None and priority is None:
-        raise click.UsageError("set what? Give --bandwidth-limit or --priority")
+    asked = set_of(given)
 
     def change(known: Jobs) -> Job:
-        if priority is not None:
-            known.set_priority(number, priority)
-        if bandwidth is not None:
-            known.set_bandwidth(number, bandwidth)
-        return known.get(number)
+        return known.change(number, **asked)
 
     _print(session.with_jobs(change), as_json=as_json)
 

@@ -220,6 +220,18 @@ _QUEUED: Final = (
     click.option("--detach", is_flag=True, help="Return the job's number; it runs by itself."),
 )
 
+_SET: Final = (
+    click.option(
+        "--bandwidth-limit", "--bwlimit", "bandwidth", metavar="RATE",
+        help="A rate or timetable; off: none. Also while it runs.",
+    ),
+    click.option("--priority", type=int, help="Higher ones first."),
+    click.option(
+        "--after", type=int, multiple=True, metavar="JOB",
+        help="Wait until this is done, too. Only before it has begun.",
+    ),
+)  # fmt: skip
+
 GROUPS: Final = {
     "copy": (_PLACES, _WHAT, _KEPT, _COMPARED, _MOVED, _REMOTES, _QUEUED),
     "sync": (_PLACES, _WHAT, _KEPT, _COMPARED, _SYNCED, _MOVED, _REMOTES, _QUEUED),
@@ -245,6 +257,20 @@ def verb_options(verb: str) -> Callable[[F], F]:
         return function
 
     return add
+
+
+def set_options(function: F) -> F:
+    """What can be changed of a job, as keyword arguments for `set_of`."""
+    for option in reversed(_SET):
+        function = option(function)
+    return function
+
+
+def set_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what is to be changed. Raises UsageError for nothing."""
+    if found := {name: value for name, value in given.items() if value not in (None, ())}:
+        return found
+    raise click.UsageError("set what? Give --bandwidth-limit, --priority or --after")
 
 
 def running(function: F) -> F:

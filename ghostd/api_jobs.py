@@ -48,6 +48,9 @@ class SetCall(_Call):
 
     bandwidth: Annotated[str, Field(max_length=10_000)] | None = None  # a rate or timetable
     priority: int | None = None
+    after: Annotated[
+        tuple[int, ...], Field(max_length=1_000)
+    ] = ()  # jobs that it waits for as well
 
 
 def add_jobs(app: FastAPI, control: Control) -> None:
@@ -99,7 +102,9 @@ def add_jobs(app: FastAPI, control: Control) -> None:
     @app.post("/v1/jobs/{number}/set", operation_id="set_job")
     async def set_(number: int, body: SetCall) -> facade.JobInfo:
         """Change a job that has not ended: how fast it may go, when its turn comes."""
-        return await call(lambda jobs: jobs.change(number, body.bandwidth, body.priority))
+        return await call(
+            lambda jobs: jobs.change(number, body.bandwidth, body.priority, body.after)
+        )
 
     @app.post("/v1/jobs/{number}/retry", operation_id="retry_job")
     async def retry(number: int) -> facade.JobInfo:

@@ -114,13 +114,16 @@ class JobControl:
         self._wake()
         return _info(job)
 
-    def change(self, number: int, bandwidth: str | None, priority: int | None) -> JobInfo:
-        """Set what is given, also while it runs. Raises NoSuchJob, BadJob, NotNow."""
-        if bandwidth is not None:
-            self._jobs.set_bandwidth(number, bandwidth)
-        if priority is not None:
-            self._jobs.set_priority(number, priority)
-        return _info(self._jobs.get(number))
+    def change(
+        self,
+        number: int,
+        bandwidth: str | None,
+        priority: int | None,
+        after: tuple[int, ...],
+    ) -> JobInfo:
+        """Change what is given. Raises NoSuchJob, BadJob, NotNow."""
+        changed = self._jobs.change(number, bandwidth=bandwidth, priority=priority, after=after)
+        return _info(changed)
 
     def retry(self, number: int) -> JobInfo:
         """Queue it again. Raises NoSuchJob, NotNow."""

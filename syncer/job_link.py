@@ -56,7 +56,7 @@ def obey(control: Control, wanted: Wanted) -> None:
 
 def adopt(control: Control, spec: JobSpec) -> None:
     """Go by what people have changed of a job that runs: its bandwidth."""
-    with contextlib.suppress(BadRate):  # `Jobs.set_bandwidth` refuses those
+    with contextlib.suppress(BadRate):  # `Jobs.change` refuses those
         control.throttle(spec.options.bandwidth)
 
 

@@ -117,14 +117,6 @@ class Jobs:
             log_state(connection, number, JobState.SCHEDULED, "", now_ns)
         return number
 
-    def add_dependencies(self, number: int, after: Sequence[int]) -> None:
-        """Let a job that has not begun wait for others too. Raises NoSuchJob, BadJob, NotNow."""
-        with self._database.writing() as connection:
-            job = get_job(connection, number)
-            if job.state not in {JobState.QUEUED, JobState.PAUSED, JobState.SCHEDULED}:
-                raise NotNow(f"job {number} is {job.state}: it cannot wait for others any more")
-            self._depend(connection, number, after)
-
     def _depend(self, connection: apsw.Connection, number: int, after: Sequence[int]) -> None:
         for needed in after:
             try:
@@ -180,35 +172,41 @@ class Jobs:
             due_ns = _NEVER_NS
         run(connection, "UPDATE jobs SET due_ns = ? WHERE number = ?", (due_ns, job.number))
 
-    def set_priority(self, number: int, priority: int) -> None:
-        """Change when its turn comes. Raises NoSuchJob, NotNow when the job has ended."""
-        with self._database.writing() as connection:
-            job = get_job(connection, number)
-            if job.state in ENDED:
-                raise NotNow(f"job {number} has ended: it {outcome(job.state)}")
-            run(connection, "UPDATE jobs SET priority = ? WHERE number = ?", (priority, number))
+    def change(
+        self,
+        number: int,
+        *,
+        bandwidth: str | None = None,
+        priority: int | None = None,
+        after: Sequence[int] = (),
+    ) -> Job:
+        """Change a job that has not ended, all that is given or nothing; return it. Durable.
 
-    def set_bandwidth(self, number: int, bandwidth: str) -> Job:
-        """Change how fast it may go: a rate or timetable, "" or "off" for no limit of its own.
-
-        Who holds it goes by it within half a second. Raises NoSuchJob, BadJob, NotNow when the job
-        has ended.
+        `bandwidth`: a rate or timetable, "" or "off" for no limit of its own; who holds the job
+        goes by it within half a second. `after`: jobs that it waits for as well, before it has
+        begun. Raises NoSuchJob, BadJob, NotNow.
         """
         try:
-            parse_timetable(bandwidth)
+            parse_timetable(bandwidth or "")
         except BadRate as error:
             raise BadJob(str(error)) from error
         with self._database.writing() as connection:
             job = get_job(connection, number)
             if job.state in ENDED:
                 raise NotNow(f"job {number} has ended: it {outcome(job.state)}")
-            options = dataclasses.replace(job.spec.options, bandwidth=bandwidth)
-            spec = dataclasses.replace(job.spec, options=options)
-            run(
-                connection,
-                "UPDATE jobs SET spec = ? WHERE number = ?",
-                (encode_spec(spec), number),
-            )
+            if after and job.state is JobState.RUNNING:
+                raise NotNow(f"job {number} is running: it cannot wait for others any more")
+            self._depend(connection, number, after)
+            if priority is not None:
+                run(connection, "UPDATE jobs SET priority = ? WHERE number = ?", (priority, number))
+            if bandwidth is not None:
+                options = dataclasses.replace(job.spec.options, bandwidth=bandwidth)
+                spec = dataclasses.replace(job.spec, options=options)
+                run(
+                    connection,
+                    "UPDATE jobs SET spec = ? WHERE number = ?",
+                    (encode_spec(spec), number),
+                )
             return get_job(connection, number)
 
     def retry(self, number: int) -> Job:

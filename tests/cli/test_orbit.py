@@ -237,6 +237,7 @@ def test_a_job_is_changed(orbit, source):
     assert (job["spec"]["options"]["bandwidth"], job["priority"]) == ("5M", 3)
     assert "no rate" in orbit("jobs", "set", number, "--bwlimit", "fast", code=2).stderr
     assert "set what" in orbit("jobs", "set", number, code=2).stderr
+    assert "never done" in orbit("jobs", "set", number, "--after", number, code=2).stderr
     orbit("jobs", "set", number + 1, "--priority", "1", code=2)
 
 

@@ -17,13 +17,15 @@ def control(tmp_path):
 def test_a_job_is_changed_until_it_has_ended(control):
     spec = {"verb": "copy", "source": "/a", "destination": "/b"}
     number = control.submit(spec).number
-    changed = control.change(number, "08:00-18:00 5M", 7)
+    changed = control.change(number, "08:00-18:00 5M", 7, ())
     assert (changed.spec["options"], changed.priority) == ({"bandwidth": "08:00-18:00 5M"}, 7)
-    assert control.change(number, None, 8).spec == changed.spec
+    assert control.change(number, None, 8, ()).spec == changed.spec
     with pytest.raises(BadJob):
-        control.change(number, "fast", None)
+        control.change(number, "fast", None, ())
     with pytest.raises(NoSuchJob):
-        control.change(number + 1, "5M", None)
+        control.change(number + 1, "5M", None, ())
+    other = control.submit(spec).number
+    assert control.change(other, None, None, (number,)).after == (number,)
     control.want(number, "cancel")
     with pytest.raises(NotNow):
-        control.change(number, "5M", None)
+        control.change(number, "5M", None, ())

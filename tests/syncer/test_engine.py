@@ -624,13 +624,13 @@ def test_a_limit_is_changed_while_the_job_runs(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(BadJob, match="no rate"):
-        jobs.set_bandwidth(number, "fast")
-    assert jobs.set_bandwidth(number, "50M").spec.options.bandwidth == "50M"
+        jobs.change(number, bandwidth="fast")
+    assert jobs.change(number, bandwidth="50M").spec.options.bandwidth == "50M"
     assert process.wait(timeout=60) == 0
     assert jobs.get(number).state is JobState.DONE
     assert (target / "large").stat().st_size == 8 << 20
     with pytest.raises(NotNow):
-        jobs.set_bandwidth(number, "1M")
+        jobs.change(number, bandwidth="1M")
     jobs.close()
 
 

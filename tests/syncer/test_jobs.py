@@ -150,13 +150,28 @@ def test_unknown_dependencies_and_circles_are_refused_and_nothing_is_queued(jobs
     second = jobs.submit(spec(after=(first,)))
     third = jobs.submit(spec(after=(second,)))
     with pytest.raises(BadJob, match=f"{first} → {third} → {second} → {first}"):
-        jobs.add_dependencies(first, [third])
+        jobs.change(first, after=[third])
     with pytest.raises(BadJob, match=f"{second} → {second}"):
-        jobs.add_dependencies(second, [second])
+        jobs.change(second, after=[second])
     with pytest.raises(BadJob, match="schedule"):
         jobs.submit(spec(after=(jobs.submit(spec(schedule="@daily")),)))
     assert [job.number for job in jobs.list()] == [third + 1, third, second, first]
     assert jobs.get(first).after == ()
+
+
+def test_a_change_is_made_whole_or_not_at_all(jobs):
+    first, second = jobs.submit(SPEC), jobs.submit(SPEC)
+    with pytest.raises(BadJob, match="job 9"):
+        jobs.change(second, bandwidth="5M", priority=7, after=[first, 9])
+    with pytest.raises(BadJob, match="no rate"):
+        jobs.change(second, bandwidth="fast", priority=7, after=[first])
+    unchanged = jobs.get(second)
+    assert (unchanged.spec, unchanged.priority, unchanged.after) == (SPEC, SPEC.priority, ())
+    assert jobs.change(second, priority=7, after=[first]).after == (first,)
+    held = jobs.claim()
+    assert held.number == first
+    with pytest.raises(NotNow, match="running"):
+        jobs.change(first, after=[second])
 
 
 def test_a_job_waits_until_what_it_needs_is_done(jobs):
@@ -196,7 +211,7 @@ def test_what_needs_a_job_that_is_not_done_fails_and_is_retried_with_it(jobs, ho
 
 def test_the_highest_priority_comes_first_and_then_the_oldest(jobs):
     low, one, two, high = (jobs.submit(spec(priority=p)) for p in (-1, 0, 0, 5))
-    jobs.set_priority(low, 3)
+    jobs.change(low, priority=3)
     assert [jobs.claim().number for _ in range(4)] == [high, low, one, two]
     assert jobs.claim() is None
 
@@ -264,8 +279,8 @@ def test_waiting_jobs_are_paused_resumed_and_cancelled_at_once(jobs):
     assert jobs.want(number, Wanted.CANCEL).state is JobState.CANCELLED
     for call in (
         lambda: jobs.want(number, Wanted.RUN),
-        lambda: jobs.set_priority(number, 1),
-        lambda: jobs.add_dependencies(number, [number]),
+        lambda: jobs.change(number, priority=1),
+        lambda: jobs.change(number, after=[number]),
         lambda: jobs.claim(number),
     ):
         with pytest.raises(NotNow, match="cancelled"):
