@@ -60,13 +60,14 @@ def status(answer: Answer) -> str:
         ("disk", f"{size(answer['free_bytes'])} free"),
     ]
     if answer["files"] is not None:
-        content = f"{answer['files']} files"
-        if answer["directories"] is not None:
-            content += f" in {answer['directories']} directories"
+        content = f"{answer['files']:,} files in {answer['directories']:,} directories"
+        content += f", {size(answer['logical_bytes'])}"
+        if answer["projected"]:
+            content += f"; {answer['projected']:,} entries of projections"
         rows.append(("content", content))
-    if answer["logical_bytes"] is not None and answer["stored_bytes"] is not None:
-        sizes = f"{size(answer['logical_bytes'])} kept in {size(answer['stored_bytes'])}"
-        rows.append(("size", sizes))
+    if answer["stored_bytes"] is not None:
+        stored = f"{size(answer['stored_bytes'])} in packs"
+        rows.append(("store", f"{stored}, with snapshots and what is cached of remotes"))
     if answer["loop_lag_s"] >= 1:
         rows.append(("stuck", f"the filesystem last moved {duration(answer['loop_lag_s'])} ago"))
     if answer["commit"]["last_error"] is not None:

@@ -97,11 +97,14 @@ def build_app(control: Control, nursery: trio.Nursery) -> FastAPI:
 def _add_questions(app: FastAPI, control: Control) -> None:
     render = exposition(control)
     render_limiter = trio.CapacityLimiter(1)
+    status_limiter = trio.CapacityLimiter(4)
 
     @app.get("/v1/status", operation_id="status")
     async def status() -> facade.Status:
-        """Say how the daemon is; answered from memory."""
-        return control.status()
+        """Say how the daemon is; waits neither for the filesystem nor for its disk."""
+        return await trio.to_thread.run_sync(
+            control.status, abandon_on_cancel=True, limiter=status_limiter
+        )
 
     @app.get("/v1/stats", operation_id="stats")
     async def stats() -> facade.Stats:

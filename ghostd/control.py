@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from ghostd.census import Census
 from ghostd.facade import (
     CheckReport,
     CollectReport,
@@ -33,6 +34,8 @@ from ghostd.snapshots_facade import SnapshotCalls
 
 __all__ = ["DaemonControl", "DaemonGone", "Pulse"]
 
+_VERSION = version("orbit-ghostfs")
+_CENSUS_S = 0.3  # a status waits for it that long
 _LAG_WARNING_S = 5.0
 _COMMIT_WARNING_S = 30.0
 
@@ -86,6 +89,8 @@ class DaemonControl:
         self._stop = stop
         self._loop = InLoop()
         self._free_bytes = 0
+        tree = keeper.tree
+        self.census = Census(tree.namespace, lambda: tree.committed_epoch)
 
     def note_free_space(self) -> None:
         """Look at the disk; from the filesystem's loop, so that `status` never waits for it."""
@@ -107,11 +112,12 @@ class DaemonControl:
             in_flight_s=time.monotonic() - running if running else None,
         )
         lag = self._pulse.lag_s()
+        totals = self.census.totals(_CENSUS_S)
         return Status(
             state=self.state,
             mount=str(self._mount),
             state_folder=str(self._folder),
-            version=version("orbit-ghostfs"),
+            version=_VERSION,
             pid=os.getpid(),
             uptime_s=time.monotonic() - self._pulse.started,
             loop_lag_s=lag,
@@ -119,7 +125,10 @@ class DaemonControl:
             dirty_ops=tree.dirty_ops,
             commit=commit,
             free_bytes=self._free_bytes,
-            files=tree.inode_count,
+            files=None if totals is None else totals.files,
+            directories=None if totals is None else totals.directories,
+            projected=None if totals is None else totals.projected,
+            logical_bytes=None if totals is None else totals.bytes,
             stored_bytes=store.pack_bytes,
             damaged_chunks=store.damaged_chunks,
             damaged_files=len(self._reader.damaged_inodes),

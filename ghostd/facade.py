@@ -51,10 +51,11 @@ class Status:
     dirty_ops: int
     commit: CommitStatus
     free_bytes: int  # in the state folder, as of the last look
-    files: int | None = None  # None: not known (yet)
+    files: int | None = None  # None: not counted yet; as of some commit
     directories: int | None = None
-    logical_bytes: int | None = None  # what the files hold, holes not counted
-    stored_bytes: int | None = None  # what the packs occupy
+    projected: int | None = None  # entries of projections that are known
+    logical_bytes: int | None = None  # what was written here, holes not counted
+    stored_bytes: int | None = None  # what the packs occupy, with snapshots and cached blocks
     damaged_chunks: int = 0  # found in this run
     damaged_files: int = 0
     remotes: tuple[RemoteProblem, ...] = ()  # those that do not answer, or not well

@@ -390,6 +390,7 @@ class Daemon:
             snapshots=SnapshotControl(snapshots, store, self._threads, self._invalidator.told),
             jobs=self._jobs.control,
         )
+        stack.callback(self._control.census.close)
         self._api = ApiServer(self._control, self._socket)
         self._api.start()
         stack.callback(self._api.stop)

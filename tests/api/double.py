@@ -30,6 +30,7 @@ STATUS = Status(
     free_bytes=10 * 2**30,
     files=100,
     directories=10,
+    projected=0,
     logical_bytes=2**30,
     stored_bytes=2**28,
 )

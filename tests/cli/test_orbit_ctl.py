@@ -25,8 +25,8 @@ def test_status_in_words(orbit_ctl, socket_path):
         "daemon    version 0.1.0, pid 4711, up 12 s",
         "dirty     4.0 KiB and 3 changes; last commit 400 ms ago, took 20 ms",
         "disk      10 GiB free",
-        "content   100 files in 10 directories",
-        "size      1.0 GiB kept in 256 MiB",
+        "content   100 files in 10 directories, 1.0 GiB",
+        "store     256 MiB in packs, with snapshots and what is cached of remotes",
     ]
 
 
