@@ -623,12 +623,13 @@ class BlockStore:
 
     def stats(self) -> StoreStats:
         """Return counters; costs no I/O."""
-        packs = self._index.packs
+        written = self._writer.sizes()
+        sizes = {row.number: row.bytes for row in self._index.packs.values()} | written
         with self._counts_lock:
             return StoreStats(
                 chunks=self._index.rows + len(self._writer.pending),
-                packs=len(packs),
-                pack_bytes=sum(row.bytes for row in packs.values()),
+                packs=len(sizes),
+                pack_bytes=sum(sizes.values()),
                 pending_chunks=len(self._writer.pending),
                 index_runs=self._index.run_count,
                 put_chunks=self._put_chunks,

@@ -144,6 +144,14 @@ class Writer:
         """Number the next pack will get."""
         return self._next_pack
 
+    def sizes(self) -> dict[PackId, int]:
+        """Bytes of the packs of which the index knows less yet, or nothing; waits for nobody."""
+        sizes = {row.number: row.bytes for row in list(self._ready_packs.values())}
+        for pack in (*self._full, *self._suspect, self._open):
+            if pack is not None:
+                sizes[pack.number] = pack.end
+        return sizes
+
     def append(self, records: Sequence[Record], *, again: bool = False) -> int:
         """Append records that are not pending already; return how many were written.
 

@@ -67,6 +67,16 @@ def test_sizes_outside_the_limits_are_refused(open_store: Opener) -> None:
             store.put([bad])
 
 
+def test_packs_are_counted_as_long_as_they_are(open_store: Opener) -> None:
+    store = open_store(StoreOptions(pack_bytes_max=40_000))
+    for seed in range(3):
+        store.put(blobs(20, seed=seed))
+        packs = [path.stat().st_size for path in (store.folder / "packs").iterdir()]
+        stats = store.stats()
+        assert (stats.packs, stats.pack_bytes) == (len(packs), sum(packs))
+        store.sync()
+
+
 def test_known_chunks_are_not_written_again(open_store: Opener) -> None:
     store = open_store()
     data = blobs(100)
