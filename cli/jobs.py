@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -29,30 +28,7 @@ _POLL_S: Final = 0.3
 _LOG_PAGE: Final = 1_000
 EXIT_NOTHING: Final = 2
 EXIT_TIMEOUT: Final = 5
-_PLACE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://|snapshot:|repo:)", re.ASCII)
 _FROM_FILES: Final = ("merge ", ". ", "include-from ", "exclude-from ")
-
-
-def _absolute(text: str) -> str:
-    """A place that means the same to the daemon; `..` and symlinks are left as they stand."""
-    if not text or _PLACE.match(text) or text.startswith("/"):
-        return text
-    if ":" in text.partition("/")[0]:
-        raise click.UsageError(
-            f"{text!r}: is this a URL? Write s3://…, sftp://…, or ./{text} for a local file"
-        )
-    return os.path.join(os.getcwd(), text)  # noqa: PTH109, PTH118  a Path would drop the slash
-
-
-def _of_store(text: str) -> str:
-    """`NAME[:PATH]` or `NAME/PATH` of a snapshot in the daemon's store."""
-    if _PLACE.match(text):
-        return text
-    name, _, path = text.partition(":")
-    if name == "latest" and path and not path.startswith("/"):
-        tag, _, path = path.partition(":")  # latest:TAG[:PATH]
-        name = f"latest:{tag}"
-    return f"snapshot:{name}" + (f"/{path.lstrip('/')}" if path else "")
 
 
 def _rules(filters: list[str]) -> list[str]:
@@ -86,6 +62,21 @@ class _JobWays(Ways):
             self._session.fail(failure)
 
 
+def job_fields(verb: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of the job that the command line asks for. Raises UsageError."""
+    from cli import places
+
+    source, rest = _first_place(given)
+    if source and (verb == "restore" or (verb == "verify" and not rest)):
+        # Of `verify A B` neither is a snapshot unless it says so.
+        of_store = places.snapshot(source, "snapshot:")
+        given = given | {"source": of_store, "destination": None, "places": rest}
+    job = job_of(verb, given)
+    if filters := job["options"].get("filters"):
+        job["options"]["filters"] = _rules(filters)
+    return job
+
+
 def _submit(session: Session, verb: str, given: dict[str, Any]) -> None:
     from cli.job_screen import How
 
@@ -95,13 +86,7 @@ def _submit(session: Session, verb: str, given: dict[str, Any]) -> None:
         as_json=given.pop("as_json") or session.as_json,
         explain=given.pop("explain"),
     )
-    source, rest = _first_place(given)
-    if source and (verb == "restore" or (verb == "verify" and not rest)):
-        # Of `verify A B` neither is a snapshot unless it says so.
-        given |= {"source": _of_store(source), "destination": None, "places": rest}
-    job = job_of(verb, given, _absolute)
-    if filters := job["options"].get("filters"):
-        job["options"]["filters"] = _rules(filters)
+    job = job_fields(verb, given)
     ways = _JobWays(session)
     made = ways.post("/v1/jobs", {"spec": job}, _CALL_TIMEOUT_S)
     ways.begun = True

@@ -19,8 +19,9 @@ EPILOG: Final = """\b
 Places:
   /path, path              a local file or folder
   sftp://HOST/PATH, s3://BUCKET/PREFIX, smb://, az://, gs://, http(s)://, file://
-  repo:LOCATION            a repository, to back up into; LOCATION is a folder or a URL
+  repo:LOCATION            a repository; LOCATION is a folder or a URL, `backup` takes it alone
   repo:LOCATION#NAME/path  a snapshot in it; NAME may be latest or latest:TAG
+  NAME[:PATH]              likewise with --repo; latest:PATH, latest:TAG:PATH
 What lies in SRC will lie in DST under the same names, with or without a slash at the end; a single
 file goes into DST if that is a directory.
 

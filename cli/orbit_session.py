@@ -25,16 +25,6 @@ EXIT_NOTHING = 2
 
 T = TypeVar("T")
 
-_REPOSITORY_PREFIXES = ("repo:", "snapshot:")
-
-
-def with_repository(source: str, repository: str | None) -> str:
-    """`NAME[:PATH]` of a repository that was named apart, as one place."""
-    if not repository or source.startswith(_REPOSITORY_PREFIXES):
-        return source
-    name, _, path = source.partition(":")
-    return f"repo:{repository}#{name}" + (f"/{path.lstrip('/')}" if path else "")
-
 
 class Session:
     """One call of `orbit`."""
@@ -151,30 +141,24 @@ class Session:
 
     def spec_of(self, verb: str, given: dict[str, Any]) -> JobSpec:
         """The job that the command line asks for. Raises OrbitError, UsageError."""
+        from cli import places
         from cli.verbs import job_of
         from syncer.jobs_spec import spec_of
-        from syncer.location import absolute
 
-        repository = given.pop("repo", None)
-        destination = ""
-        if verb == "backup" and repository:
-            destination = f"repo:{repository}"
-        if verb in {"restore", "verify"} and repository:
-            places = list(given["places"])
+        named = given.pop("repo", None) or ""
+        if verb in {"restore", "verify"} and named:
+            prefix = places.repository(named)
+            words = list(given["places"])
             if given.get("source"):
-                given["source"] = with_repository(given["source"], repository)
-            elif places:
-                places[0] = with_repository(places[0], repository)
+                given["source"] = places.snapshot(given["source"], f"{prefix}#")
+            elif words:
+                words[0] = places.snapshot(words[0], f"{prefix}#")
             elif verb == "verify":
-                places = [f"repo:{repository}"]
-            given["places"] = tuple(places)
-        folder = _here()
-        job = job_of(verb, given, lambda text: absolute(text, folder), destination=destination)
-        target = job.get("destination", "")
-        if verb == "backup" and not target:
+                words = [prefix]
+            given["places"] = tuple(words)
+        job = job_of(verb, given, destination=named if verb == "backup" else "")
+        if verb == "backup" and "destination" not in job:
             raise click.UsageError("backup into which repository? Give DST, or --repo LOCATION")
-        if verb == "backup" and not target.startswith("repo:"):
-            job["destination"] = f"repo:{target}"
         filters = job["options"].get("filters")
         if filters:
             from syncer.filter_rules import expand
@@ -217,10 +201,9 @@ class Session:
 
     def place(self, location: str) -> str:
         """A repository's location, absolute, without `repo:`."""
-        from syncer.location import absolute
+        from cli import places
 
-        text = location if location.startswith("repo:") else f"repo:{location}"
-        return absolute(text, _here()).removeprefix("repo:")
+        return places.absolute(places.repository(location)).removeprefix("repo:")
 
     def init(self, location: str, *, as_json: bool) -> None:
         """Make a repository."""
@@ -247,10 +230,6 @@ class Session:
             click.echo(f"removed: {plain(each)}")
         if not removed:
             click.echo("no lock of a dead process was there")
-
-
-def _here() -> bytes:
-    return os.fsencode(Path.cwd())
 
 
 def _read_rules(path: str) -> bytes:

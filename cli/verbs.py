@@ -288,14 +288,13 @@ def running(function: F) -> F:
     return function
 
 
-def job_of(
-    verb: str, given: dict[str, Any], absolute: Callable[[str], str], *, destination: str = ""
-) -> dict[str, Any]:
+def job_of(verb: str, given: dict[str, Any], *, destination: str = "") -> dict[str, Any]:
     """Return a job's JSON from what the command line gave.
 
-    `absolute` makes a place mean the same from any folder. `destination`: where there is one
-    without being told. Raises UsageError.
+    `destination`: where there is one without being told. Raises UsageError.
     """
+    from cli.places import absolute, repository
+
     source, target = _places(verb, given)
     options = {
         name: list(value) if isinstance(value, tuple) else value
@@ -320,7 +319,7 @@ def job_of(
     job: dict[str, Any] = {"verb": verb, "source": absolute(source), "options": options}
     target = target or destination
     if target:
-        job["destination"] = absolute(target)
+        job["destination"] = absolute(repository(target) if verb == "backup" else target)
     for name in _OF_JOB:
         if value := given.get(name):
             job[name] = list(value) if isinstance(value, tuple) else value

@@ -311,7 +311,7 @@ def parsed(verb, *arguments):
         for name, value in context.params.items()
         if name not in {"dry_run", "verbose", "quiet", "as_json", "explain", "repo"}
     }
-    return spec_of(job_of(verb, given, lambda text: text))
+    return spec_of(job_of(verb, given))
 
 
 def test_every_option_ends_up_in_the_job():

@@ -89,7 +89,7 @@ def test_backup_restore_and_verify(ctl, source, mnt, machine):
 
 def test_a_backup_into_a_repository(ctl, source, mnt, machine):
     repository = machine / "repository"
-    ctl("backup", source, f"repo:{repository}", "--name", "there")
+    ctl("backup", source, repository, "--name", "there")
     ctl("restore", f"repo:{repository}#there", mnt / "d")
     assert manifest(mnt / "d") == manifest(source)
 
