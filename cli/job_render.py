@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
 from cli.render import duration, plain, size
@@ -11,7 +13,8 @@ Answer = dict[str, Any]
 
 _BAR: Final = 24  # characters
 _CURRENT_SHOWN: Final = 2
-_FAILURES_SHOWN: Final = 20
+_FAILURES_SHOWN: Final = 20  # lines
+_ALIKE_SHOWN: Final = 3  # of one reason; more have one line
 ENDED: Final = frozenset({"done", "partly", "failed", "cancelled"})
 _EXIT: Final = {"done": 0, "partly": 1, "failed": 2, "cancelled": 2}
 
@@ -123,11 +126,32 @@ def _missing_lines(report: Answer) -> Iterator[str]:
         yield f"  {count(report['differences'], 'difference')}"
     elif report["failed"]:
         yield f"  {report['failed']} failed:"
-    for failure in report["failures"][:_FAILURES_SHOWN]:
-        where = f"{plain(failure['path'])}: " if failure["path"] else ""
-        yield f"    {where}{plain(failure['error'])}"
-    if report["failed"] > _FAILURES_SHOWN:
-        yield f"    … and {report['failed'] - _FAILURES_SHOWN} more"
+    alike = math.inf if report["differences"] else _ALIKE_SHOWN
+    told = 0
+    for number, line in islice(_failure_lines(report, alike), _FAILURES_SHOWN):
+        told += number
+        yield f"    {line}"
+    if report["failed"] > told:
+        yield f"    … and {report['failed'] - told} more"
+
+
+def _failure_lines(report: Answer, alike: float) -> Iterator[tuple[int, str]]:
+    """How many failures, and a line for them: one for all that have one reason, if they are many.
+
+    `alike`: so many of one reason have a line each.
+    """
+    reasons: dict[str, list[str]] = {}
+    for failure in report["failures"]:
+        reasons.setdefault(failure["error"], []).append(failure["path"])
+    for reason, paths in reasons.items():
+        why = plain(reason)
+        # Reports of older versions have not counted them.
+        number = max(len(paths), report.get("reasons", {}).get(reason, 0))
+        if number > alike:
+            yield number, f"{why} ({number:,} files; the first: {plain(paths[0])})"
+            continue
+        for path in paths:
+            yield 1, f"{plain(path)}: {why}" if path else why
 
 
 def job_line(job: Answer) -> str:

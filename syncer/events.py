@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from orbit_paths import path_to_text
 
 FAILURES_KEPT: Final = 100  # of a report; the rest is counted, and in the log of the job
+REASONS_KEPT: Final = 100  # likewise
 
 
 class Event(NamedTuple):
@@ -138,10 +139,13 @@ class Report:
     how: dict[str, int] = field(default_factory=dict)  # files by way of copying
     notices: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)  # the first of them
+    reasons: dict[str, int] = field(default_factory=dict)  # why, and how often; the first of them
 
     def fail(self, path: str, error: str, *, transient: bool = False) -> None:
         """Count a failure, and keep it while there is room."""
         self.failed += 1
+        if error in self.reasons or len(self.reasons) < REASONS_KEPT:
+            self.reasons[error] = self.reasons.get(error, 0) + 1
         if len(self.failures) < FAILURES_KEPT:
             self.failures.append(Failure(path, error, transient))
 

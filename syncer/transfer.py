@@ -332,7 +332,7 @@ class Transfer:
         return StepResult(
             number,
             StepState.FAILED,
-            error=str(error),
+            error=self.full if isinstance(error, Full) else str(error),
             transient=isinstance(error, (*TRANSIENT, Full)),
         )
 

@@ -172,7 +172,7 @@ async def test_a_full_destination_ends_copying_with_one_reason(bench):
     assert bench.report.files_copied == 5
     assert bench.report.failed == 15
     assert calls <= 7  # one for each worker that was on its way
-    assert {each.error.rpartition(": ")[2] for each in bench.report.failures} == {"no space left"}
+    assert bench.report.reasons == {"the destination is full: no space left": 15}
     assert all(each.transient for each in bench.report.failures)
 
 
