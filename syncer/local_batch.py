@@ -37,16 +37,12 @@ class Place(NamedTuple):
     path: bytes
     old: Node | None  # what may be replaced
     replace: bool  # where `old` is None: whatever is there, or nothing at all
-    # What it is made with: not readable by more than it will be, and then need not be set again.
-    mode: int = 0o600
-
-
-class _Written(NamedTuple):
-    number: int  # of its place
-    temporary: bytes
 
 
 UNDONE: Final = CopyOutcome()
+# More directories are synced as one file system: while others write into them, each of their
+# fsyncs may be a commit of the journal.
+_FOLDERS_MAX: Final = 8
 
 
 class Batch:
@@ -59,7 +55,8 @@ class Batch:
         self._target = target
         self._places = places
         self._durable = durable
-        self._written: list[_Written] = []
+        self._written: list[tuple[int, bytes]] = []  # numbers of places, temporary names
+        self._named: list[int] = []
         self._writers = threading.Condition()
         self._running = 0
         self._stopped = False
@@ -104,12 +101,17 @@ class Batch:
             self._full = error
 
     def write(
-        self, directories: Directories, number: int, fill: Callable[[int], CopyOutcome]
+        self,
+        directories: Directories,
+        number: int,
+        fill: Callable[[int], CopyOutcome],
+        mode: int = 0o600,
     ) -> None:
         """Make a new file and have it filled; it is one of the batch if nothing is raised.
 
         `fill` gets the file, open for writing and reading; RemoteErrors and OSErrors that it raises
-        become the file's outcome.
+        become the file's outcome. `mode`: what it is made with, readable by no more than it is to
+        be in the end.
         """
         place = self._places[number]
         try:
@@ -117,7 +119,7 @@ class Batch:
                 raise self._full
             folder, _ = directories.spot(place.path, make=True)
             temporary = self._target.parts.new()
-            handle = os.open(temporary, OPEN_NEW, place.mode, dir_fd=folder)
+            handle = os.open(temporary, OPEN_NEW, mode, dir_fd=folder)
             try:
                 outcome = fill(handle)
             except BaseException:
@@ -126,7 +128,7 @@ class Batch:
             finally:
                 os.close(handle)
             self.outcomes[number] = outcome
-            self._written.append(_Written(number, temporary))
+            self._written.append((number, temporary))
         except OSError as error:
             self.fail(number, remote_error(self._target.root.path(place.path), error))
         except RemoteError as error:
@@ -138,46 +140,71 @@ class Batch:
 
     def publish(self) -> list[CopyOutcome]:
         """Bring all to the disk, and give them their names; what became of each."""
+        self.store()
+        self.name()
+        self.store_names()
+        return self.outcomes
+
+    def store(self) -> None:
+        """Bring what was written to the disk. If that fails, nothing is published."""
+        with self._at_work():
+            if not (self._durable and self._written) or self._stopped:
+                return
+            try:
+                with system_errors(self._target.root.root):
+                    self._target.touched.sync()
+            except RemoteError as error:
+                for number, _ in self._written:  # none of them is known to be on the disk
+                    self.fail(number, error)
+                self.stop()  # `close` removes the files
+
+    def name(self) -> None:
+        """Give all that is stored its names."""
         with (
             self._at_work(),
             contextlib.closing(Directories(self._target.root)) as directories,
         ):
-            try:
-                if self._durable and self._written and not self._stopped:
-                    with system_errors(self._target.root.root):
-                        self._target.touched.sync()
-            except RemoteError as error:
-                for each in self._written:  # none of them is known to be on the disk
-                    self.fail(each.number, error)
-                return self.outcomes  # `close` removes the files
-            named = []
             while self._written and not self._stopped:
-                each = self._written.pop()
-                if self._name(directories, each):
-                    named.append(each.number)
-            if self._durable:
-                self._sync_directories(directories, named)
-            return self.outcomes
+                number, temporary = self._written.pop()
+                if self._name(directories, number, temporary):
+                    self._named.append(number)
 
-    def _name(self, directories: Directories, written: _Written) -> bool:
-        place = self._places[written.number]
+    def store_names(self) -> None:
+        """Bring the names to the disk."""
+        if self._durable and self._named:
+            with (
+                self._at_work(),
+                contextlib.closing(Directories(self._target.root)) as directories,
+            ):
+                self._sync_directories(directories)
+
+    def _name(self, directories: Directories, number: int, temporary: bytes) -> bool:
+        place = self._places[number]
         where = self._target.root.path(place.path)
         try:
             spot = directories.spot(place.path)
-            publish(spot, written.temporary, where, place.old, replace=place.replace)
+            publish(spot, temporary, where, place.old, replace=place.replace)
         except OSError as error:
-            self.fail(written.number, remote_error(where, error))
+            self.fail(number, remote_error(where, error))
         except RemoteError as error:
-            self.fail(written.number, error)
+            self.fail(number, error)
         else:
             return True
-        self._remove(directories, place.path, written.temporary)
+        self._remove(directories, place.path, temporary)
         return False
 
-    def _sync_directories(self, directories: Directories, named: Sequence[int]) -> None:
+    def _sync_directories(self, directories: Directories) -> None:
         folders: dict[bytes, list[int]] = {}
-        for index in named:
+        for index in self._named:
             folders.setdefault(self._places[index].path.rpartition(b"/")[0], []).append(index)
+        if len(folders) > _FOLDERS_MAX:
+            try:
+                with system_errors(self._target.root.root):
+                    self._target.touched.sync()
+            except RemoteError as error:
+                for index in self._named:
+                    self.fail(index, error)
+            return
         for folder, indexes in folders.items():
             try:
                 with system_errors(self._target.root.path(folder)):
@@ -193,5 +220,5 @@ class Batch:
             self._writers.wait_for(lambda: not self._running)
         with contextlib.closing(Directories(self._target.root)) as directories:
             while self._written:
-                each = self._written.pop()
-                self._remove(directories, self._places[each.number].path, each.temporary)
+                number, temporary = self._written.pop()
+                self._remove(directories, self._places[number].path, temporary)

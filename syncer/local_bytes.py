@@ -21,23 +21,30 @@ class Method(enum.Enum):
     BUFFERED = "buffered"  # through this process
 
 
+_METHODS: Final = (Method.REFLINK, Method.COPY_FILE_RANGE, Method.SENDFILE, Method.BUFFERED)
+
+
 class Ways:
     """What works between which file systems, found out by trying. For any thread."""
 
     def __init__(self) -> None:
-        self._lacking: set[tuple[int, int, Method]] = set()  # devices from and to
+        # By devices from and to: what has not failed yet, the best first; BUFFERED never does.
+        self._left: dict[tuple[int, int], tuple[Method, ...]] = {}
+
+    def _lacks(self, devices: tuple[int, int], method: Method) -> None:
+        left = self._left.get(devices, _METHODS)
+        self._left[devices] = tuple(each for each in left if each is not method)
 
     def clone(self, source: int, target: int, devices: tuple[int, int]) -> bool:
         """Share the whole content; False where it cannot be done. Raises OSError."""
-        way = (*devices, Method.REFLINK)
-        if way in self._lacking or devices[0] != devices[1]:
+        if devices[0] != devices[1] or self._left.get(devices, _METHODS)[0] is not Method.REFLINK:
             return False
         try:
             linux.clone(target, source)
         except OSError as error:
             if error.errno not in linux.NOT_HERE:
                 raise
-            self._lacking.add(way)
+            self._lacks(devices, Method.REFLINK)
             return False
         return True
 
@@ -55,9 +62,11 @@ class Ways:
         Moves the files' positions. Raises OSError.
         """
         end = offset + length
-        for method in (Method.COPY_FILE_RANGE, Method.SENDFILE):
-            if (*devices, method) in self._lacking:
+        for method in self._left.get(devices, _METHODS):
+            if method is Method.REFLINK:  # of whole files: see `clone`
                 continue
+            if method is Method.BUFFERED:
+                break
             try:
                 while offset < end:
                     if method is Method.COPY_FILE_RANGE:
@@ -72,7 +81,7 @@ class Ways:
             except OSError as error:
                 if error.errno not in linux.NOT_HERE:
                     raise
-                self._lacking.add((*devices, method))
+                self._lacks(devices, method)
                 continue
             if offset == end:
                 return method

@@ -1,12 +1,18 @@
 """Batches of small files into a local folder: from another one, or from memory.
 
-For the trio loop; the work is done in two threads, and cancelled within a file's time.
+For the trio loop; the work is done in threads, and cancelled within a file's time.
+
+Where the system answers from memory one thread at a time is fastest: two would hand the
+interpreter's lock to each other at every call, which costs more than most of the calls. So the
+batches of a tree take turns with all but the syncs. Where a batch waits, for a disk or a server, it
+gets more threads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import stat
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,8 +34,10 @@ from syncer.tree import Metadata, Node
 
 __all__ = ["CopyItem", "CopyOutcome", "Method", "NewFile", "copy_files", "write_files"]
 
-_THREADS: Final = 2
-_SHARE_MIN: Final = 32  # files that are worth a thread of their own
+_THREADS: Final = 4  # of a batch that waits
+_TRIAL: Final = 64  # files of a batch that show whether it does
+_WAITS_MAX: Final = 1.0  # a file, of a batch that does not: some come from the interpreter's lock
+_PRIVATE: Final = 0o600
 
 
 class CopyItem(NamedTuple):
@@ -64,9 +72,7 @@ async def copy_files(
     as files of their own. Parents are made.
     """
     copying = _Copying(source, options)
-    places = [
-        Place(item.path, item.old, item.replace, _new_mode(item.node, options)) for item in items
-    ]
+    places = [Place(item.path, item.old, item.replace) for item in items]
     batch = Batch(target, places, durable=options.durable and target.durable)
 
     def work(start: int, stop: int) -> None:
@@ -77,16 +83,11 @@ async def copy_files(
             for index in range(start, stop):
                 if batch.stopped:
                     return
-                batch.write(directories, index, partial(copying.copy, sources, items[index]))
+                item = items[index]
+                mode = copying.mode(item)
+                batch.write(directories, index, partial(copying.copy, sources, item, mode), mode)
 
     return await _run(target, batch, len(items), work)
-
-
-def _new_mode(node: Node, options: Options) -> int:
-    """What a copy is made with: its own mode, unless it is to be somebody else's."""
-    if options.owners or node.mode is None:
-        return 0o600
-    return node.mode & 0o777 if options.modes else 0o666
 
 
 async def write_files(
@@ -110,16 +111,37 @@ async def write_files(
 async def _run(
     target: LocalTree, batch: Batch, count: int, work: Callable[[int, int], None]
 ) -> list[CopyOutcome]:
-    threads = min(_THREADS, max(1, count // _SHARE_MIN))
+    def try_some(stop: int) -> int:
+        """Waits of this thread."""
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        work(0, stop)
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+
+    tried = min(count, _TRIAL)
     try:
-        async with trio.open_nursery() as nursery:
-            for number in range(threads):
-                start, stop = number * count // threads, (number + 1) * count // threads
-                nursery.start_soon(target.wait, work, start, stop)
-        return await target.wait(batch.publish)
+        async with target.turns:
+            waits = await target.wait(try_some, tried)
+            threads, left = 1 if waits < tried * _WAITS_MAX else _THREADS, count - tried
+            async with trio.open_nursery() as nursery:
+                for number in range(threads):
+                    start, stop = number * left // threads, (number + 1) * left // threads
+                    if start < stop:
+                        nursery.start_soon(target.wait, work, tried + start, tried + stop)
+        await target.wait(batch.store)
+        async with target.turns:
+            await target.wait(batch.name)
+        await target.wait(batch.store_names)
+        return batch.outcomes
     finally:
         batch.stop()
         await target.finish(batch.close)
+
+
+class _New(NamedTuple):
+    """What a file that was just made in a directory has, and so the next one made alike."""
+
+    found: os.stat_result
+    bare: bool  # no extended attributes
 
 
 class _Copying:
@@ -131,28 +153,58 @@ class _Copying:
         self._ways = Ways()
         self._mask = umask()
         self._user = os.geteuid()
+        # By the target's directory and the mode that is asked for.
+        self._new: dict[tuple[bytes, int], _New] = {}
 
-    def copy(self, sources: Directories, item: CopyItem, target: int) -> CopyOutcome:
-        """Copy one file's bytes and metadata. Raises Changed, OSError of the target."""
-        where = self._source.root.path(item.source_path)
+    def mode(self, item: CopyItem) -> int:
+        """What to make a copy with: its own mode, unless it is, or may be, to be somebody else's.
+
+        Then it need not be set again.
+        """
+        node, options = item.node, self._options
+        if node.mode is None:
+            return _PRIVATE
+        if options.owners:
+            new = self._new.get((item.path.rpartition(b"/")[0], _PRIVATE))
+            if new is None or new.found.st_uid != node.uid or new.found.st_gid != node.gid:
+                return _PRIVATE
+        return node.mode & 0o777 if options.modes else 0o666
+
+    def _made(self, path: bytes, mode: int, target: int) -> _New:
+        """What a new file has; asked of the system for the first of a directory and mode."""
+        like = (path.rpartition(b"/")[0], mode)
+        new = self._new.get(like)
+        if new is None:
+            bare = not (self._options.xattrs and read_xattrs(target))
+            new = self._new[like] = _New(os.fstat(target), bare)
+        return new
+
+    def copy(self, sources: Directories, item: CopyItem, mode: int, target: int) -> CopyOutcome:
+        """Copy one file's bytes and metadata. Raises Changed, OSError of the target.
+
+        `mode`: what the target was made with.
+        """
         try:
             handle = sources.open_file(item.source_path)
         except FileNotFoundError:
-            raise Changed(f"{shown(where)} is gone") from None
+            raise Changed(f"{self._shown(item)} is gone") from None
         except OSError as error:
-            raise remote_error(where, error) from error
+            raise remote_error(self._source.root.path(item.source_path), error) from error
         try:
             found = os.fstat(handle)
             if not same(found, item.node):
-                raise Changed(f"{shown(where)} is not the file that was listed")
-            new = os.fstat(target)
-            outcome = self._bytes(handle, target, found, new.st_dev)
-            apply(target, self.metadata(handle, found), old=new)
+                raise Changed(f"{self._shown(item)} is not the file that was listed")
+            new = self._made(item.path, mode, target)
+            outcome = self._bytes(handle, target, found, new.found.st_dev)
+            apply(target, self.metadata(handle, found), old=new.found, bare=new.bare)
             if not _unchanged(os.fstat(handle), found):
-                raise Changed(f"{shown(where)} changed while it was copied")
+                raise Changed(f"{self._shown(item)} changed while it was copied")
             return outcome
         finally:
             os.close(handle)
+
+    def _shown(self, item: CopyItem) -> str:
+        return shown(self._source.root.path(item.source_path))
 
     def _bytes(self, handle: int, target: int, found: os.stat_result, device: int) -> CopyOutcome:
         size = found.st_size
@@ -161,6 +213,10 @@ class _Copying:
         devices = (found.st_dev, device)
         if self._ways.clone(handle, target, devices):
             return CopyOutcome(None, Method.REFLINK, size)
+        start, length = linux.next_data(handle, 0, size, size)
+        if length == size:  # as good as all: no list for one run
+            method = self._ways.copy(handle, target, start, length, devices)
+            return CopyOutcome(None, method, length)
         method, copied = Method.NOTHING, 0
         ranges = linux.data_ranges(handle, size)
         for offset, length in ranges:

@@ -147,11 +147,14 @@ def read_xattrs(what: int | bytes) -> dict[bytes, bytes]:
     return found
 
 
-def _write_xattrs(what: int | bytes, new: Mapping[bytes, bytes], mode: int) -> None:
-    """Make them these and no others. One that cannot be kept by this user is left out."""
+def _write_xattrs(what: int | bytes, new: Mapping[bytes, bytes], mode: int) -> bool:
+    """Make them these and no others; whether there was something to do.
+
+    One that cannot be kept by this user is left out.
+    """
     old = read_xattrs(what)
     if old == new:
-        return
+        return False
     if not mode & 0o200 and not stat.S_ISLNK(mode) and not is_root():
         os.chmod(what, stat.S_IMODE(mode) | 0o200)  # noqa: PTH101 - user.* want write permission
     for name in old.keys() - new.keys():
@@ -159,6 +162,7 @@ def _write_xattrs(what: int | bytes, new: Mapping[bytes, bytes], mode: int) -> N
     for name, value in new.items():
         if old.get(name) != value and _kept(os.fsdecode(name)):
             os.setxattr(what, name, value)
+    return True
 
 
 def _chown(what: int | bytes, uid: int, gid: int) -> bool:
@@ -178,10 +182,12 @@ def apply(
     *,
     path_only: bool = False,
     old: os.stat_result | None = None,
+    bare: bool = False,
 ) -> None:
     """Set what is given on what is open. `path_only`: the handle is an O_PATH one.
 
-    `old`: what fstat says of it, where that is known.
+    `old`: what fstat says of its owners and mode, where that is known. `bare`: it is known to have
+    no extended attributes.
 
     Who is not root keeps what they may: not owners, nor the setuid bits of a file that stays
     theirs, nor privileged attributes. Raises OSError.
@@ -190,23 +196,21 @@ def apply(
     if old is None:
         old = os.fstat(handle)
     what = by_handle(handle) if path_only else handle
-    given = True
+    given, touched = True, False
     # The owner first, whose change takes capabilities and setuid bits away; the mode after the
     # attributes, whose ACL may change it; the times last.
     if uid is not None and uid != old.st_uid:
-        given = _chown(what, uid, -1)
+        given, touched = _chown(what, uid, -1), True
     if gid is not None and gid != old.st_gid:
-        given = _chown(what, -1, gid) and given
-    if xattrs is not None:
-        _write_xattrs(what, xattrs, old.st_mode)
+        given, touched = _chown(what, -1, gid) and given, True
+    if xattrs is not None and (xattrs or not bare):
+        touched = _write_xattrs(what, xattrs, old.st_mode) or touched
         if mode is None and not old.st_mode & 0o200:
             mode = old.st_mode  # it may have been made writable meanwhile
     if mode is not None and not stat.S_ISLNK(old.st_mode):
         if not given and not stat.S_ISDIR(old.st_mode):
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
-        untouched = uid is None and gid is None and xattrs is None
-        same = untouched and mode & 0o7777 == stat.S_IMODE(old.st_mode)
-        if not same:
+        if touched or mode & 0o7777 != stat.S_IMODE(old.st_mode):
             os.chmod(what, mode & 0o7777)  # noqa: PTH101 - no path
     if mtime_ns is not None or atime_ns is not None:
         atime_ns = old.st_atime_ns if atime_ns is None else atime_ns

@@ -101,6 +101,7 @@ class LocalTree:
         self.touched = Touched()
         self.scanner = Scanner(self.root, device=device)
         self.files = LocalFiles(self.root, self.scanner.owners, self.parts, self.touched.note)
+        self.turns = trio.Lock()  # held by whoever writes or names many small files here
         self._features = features
         self._limiter = limiter or trio.CapacityLimiter(THREADS_MAX)
         self._closing = trio.CapacityLimiter(THREADS_MAX)  # never behind what hangs

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -196,6 +197,49 @@ async def test_nobodys_setuid_becomes_ours(trees: list[LocalTree]) -> None:
     items = [CopyItem(b"file", b"owned", node)]
     await copy_files(source, target, items, ARCHIVE)
     assert (await target.stat(b"owned")).mode == 0o6755
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """As the kernel keeps it: tag, permissions, id of each entry."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+NOBODY = 0xFFFFFFFF  # no id
+ACL_MINIMAL = acl((0x01, 7, NOBODY), (0x04, 0, NOBODY), (0x20, 0, NOBODY))
+ACL_NAMED = acl(
+    (0x01, 7, NOBODY), (0x02, 7, 1), (0x04, 5, NOBODY), (0x10, 7, NOBODY), (0x20, 0, NOBODY)
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("given", [None, ACL_MINIMAL, ACL_NAMED], ids=["none", "minimal", "named"])
+async def test_what_a_directory_gives_its_files_does_not_stay(
+    trees: list[LocalTree], given: bytes | None
+) -> None:
+    """Its group, by setgid, and its default ACL: what the first file got from it, the next has."""
+    source, target = trees
+    for folder in (b"d", b"e"):
+        await target.mkdir(folder, NOTHING)
+        path = os.path.join(target.root.root, folder)
+        os.chown(path, 0, 1)
+        os.chmod(path, 0o2775)
+        if given is not None:
+            try:
+                os.setxattr(path, "system.posix_acl_default", given)
+            except OSError:
+                pytest.skip("the file system keeps no ACLs")
+    kinds = [(0o600, 0), (0o644, 0), (0o644, 0), (0o664, 1), (0o664, 1), (0o2751, 1), (0o644, 2)]
+    items = []
+    for number, (mode, owner) in enumerate(kinds * 2):
+        name = b"%02d" % number
+        metadata = Metadata(mode=mode, uid=owner, gid=owner, mtime_ns=7, xattrs={})
+        node = await source.write(name, Bytes(name), metadata)
+        items.append(CopyItem(name, (b"d/", b"e/")[number % 2] + name, node))
+    outcomes = await copy_files(source, target, items, ARCHIVE)
+    assert all(outcome.error is None for outcome in outcomes)
+    for item in items:
+        copied = seen(os.path.join(target.root.root, item.path))
+        assert copied == seen(os.path.join(source.root.root, item.source_path))
 
 
 async def test_each_file_fails_alone(trees: list[LocalTree]) -> None:
