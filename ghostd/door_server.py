@@ -20,6 +20,7 @@ import structlog
 from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFull
 from blockstore.ids import Buffer, ChunkId
 from blockstore.store import BlockStore
+from ghostd.door_reads import content_of
 from ghostd.door_tree import DoorTree
 from ghostd.in_loop import InLoop
 from syncer.catalogue import Snapshot, decode_snapshot
@@ -88,6 +89,7 @@ class DoorServer:
             "put": self._put,
             "fetch": self._fetch,
             "sync": self._sync,
+            "read_many": self._read_many,
             "write": self._write,
             "stage": self._write,
             "hold": self._hold,
@@ -214,6 +216,12 @@ class DoorServer:
     def _ask(self, visit: _Visit, request: Message) -> Reply:
         head, body = self._loop.wait(lambda: self._tree.answer(request.head, visit=visit.number))
         return head, [body]
+
+    def _read_many(self, _: _Visit, request: Message) -> Reply:
+        files, xattrs = request.head["files"], request.head["xattrs"]
+        looks = self._loop.wait(lambda: self._tree.looks.all(files, xattrs=xattrs))
+        heads, parts = content_of(self._store, looks)
+        return {"files": heads}, parts
 
     def _write(self, visit: _Visit, request: Message) -> Reply:
         """Files, or a part of one. Until something names them, their chunks count as live."""

@@ -14,8 +14,9 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from blockstore.errors import OrbitError, StorageFull
-from ghostd import errors as fs_errors
+from blockstore.errors import OrbitError
+from ghostd.door_paths import Paths, check_same, names_of, shown, token_of, translated
+from ghostd.door_reads import Looks
 from ghostd.door_stages import Stages
 from ghostd.filemap import SEGMENT_BYTES, SIZE_MAX
 from ghostd.filesystem import AttributeChanges, Caller, Filesystem
@@ -33,7 +34,6 @@ from syncer.door_protocol import (
 )
 from syncer.ranges import Ranges
 from syncer.remotes import errors
-from syncer.remotes.errors import RemoteError
 from syncer.tree import FORMAT_OF_KIND, KIND_OF_FORMAT, Metadata, Node, NodeKind
 
 _SEGMENTS_AT_ONCE: Final = 64  # before others have their turn
@@ -41,32 +41,6 @@ _NUMBERS: Final = 4_096  # of segments, in memory
 _LAST: Final = (1 << 63) - 1  # behind every cookie
 _FILE_MODE: Final = 0o644
 _DIRECTORY_MODE: Final = 0o755
-
-_MEANINGS: Final[tuple[tuple[type[OrbitError], type[RemoteError], str], ...]] = (
-    (fs_errors.NotFound, errors.Missing, "is not there"),
-    (fs_errors.AlreadyExists, errors.Exists, "is there already"),
-    (fs_errors.DirectoryNotEmpty, errors.NotEmpty, "is a directory with entries"),
-    (fs_errors.NoSpaceLeft, errors.Full, "no space left in the state folder's disk"),
-    (StorageFull, errors.Full, "no space left in the state folder's disk"),
-    (fs_errors.ReadOnly, errors.Denied, "lies in a read-only projection"),
-    (fs_errors.NotPermitted, errors.Denied, "must not be done"),
-    (fs_errors.ProjectionRoot, errors.Denied, "is a projection: see orbit-ctl unproject"),
-    (fs_errors.StaleHandle, errors.Changed, "is another one now"),
-    (fs_errors.RemoteVersionGone, errors.Changed, "is another one now"),
-    (fs_errors.FilesystemError, errors.Unsupported, "cannot be done"),
-)
-
-
-def translated(error: OrbitError, path: bytes) -> RemoteError:
-    """What an error of the filesystem means for a job."""
-    if isinstance(error, RemoteError):
-        return error
-    shown = path.decode(errors="backslashreplace")
-    for kind, meaning, words in _MEANINGS:
-        if isinstance(error, kind):
-            said = str(error) or words
-            return meaning(said if shown and shown in said else f"/{shown}: {said}")
-    return errors.Unreachable(f"/{shown}: {error}")
 
 
 class Side(Protocol):
@@ -91,6 +65,8 @@ class DoorTree:
         self._fs = filesystem
         self._tree = filesystem.tree
         self._listings = listings
+        self._paths = Paths(filesystem, listings)
+        self.looks = Looks(filesystem, self._paths)
         self._invalidator = invalidator
         # Root may give files to others; a daemon of an ordinary user owns all it makes.
         self._caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0)
@@ -115,12 +91,12 @@ class DoorTree:
                 case "list":
                     return await self._list(path, head["after"], head["limit"]), b""
                 case "stat":
-                    inode = await self._find(path)
+                    inode = await self._paths.find(path)
                     return {"node": self._wire(inode, path.rpartition(b"/")[2])}, b""
                 case "read":
                     return {}, await self._read(path, head)
                 case "xattrs":
-                    inode = await self._find(path)
+                    inode = await self._paths.find(path)
                     return {"xattrs": xattrs_to_wire(self._tree.xattrs(inode))}, b""
                 case "ranges":
                     ranges = await self._ranges(path, head)
@@ -141,17 +117,9 @@ class DoorTree:
 
     # --- finding -------------------------------------------------------------------------------
 
-    async def _find(self, path: bytes) -> Inode:
-        inode = self._tree.inode(ROOT_INO)
-        for name in _names(path):
-            if inode.projection and inode.is_dir:
-                await self._listings.find(inode, name)
-            inode = self._fs.lookup(inode.ino, name)
-        return inode
-
     async def _parent(self, path: bytes) -> tuple[Inode, bytes]:
         """The directory that a path's last name belongs in; made where it is missing."""
-        names = _names(path)
+        names = names_of(path)
         if not names:
             raise errors.Unsupported("the root of the mount is there already")
         inode = self._tree.inode(ROOT_INO)
@@ -164,7 +132,7 @@ class DoorTree:
             else:
                 inode = self._tree.inode(found[1])
             if not inode.is_dir:
-                raise errors.Exists(f"/{_shown(path)}: {_shown(name)} is no directory")
+                raise errors.Exists(f"/{shown(path)}: {shown(name)} is no directory")
         if inode.projection:
             await self._listings.find(inode, names[-1])
         return inode, names[-1]
@@ -173,21 +141,12 @@ class DoorTree:
         found = self._tree.find(directory.ino, name)
         return None if found is None else self._tree.inode(found[1])
 
-    async def _seen(self, path: bytes, head: Mapping[str, Any]) -> Inode:
-        """A file that is still as it was when the worker saw it."""
-        inode = await self._find(path)
-        if not inode.is_file:
-            raise errors.Changed(f"/{_shown(path)}: is no file any more")
-        if head["token"] is not None and head["token"] != _token(inode):
-            raise errors.Changed(f"/{_shown(path)}: was changed meanwhile")
-        return inode
-
     # --- reading -------------------------------------------------------------------------------
 
     async def _list(self, path: bytes, after: int, limit: int) -> Head:
-        directory = await self._find(path)
+        directory = await self._paths.find(path)
         if not directory.is_dir:
-            raise errors.Missing(f"/{_shown(path)}: is no directory")
+            raise errors.Missing(f"/{shown(path)}: is no directory")
         if directory.projection and not after:
             await self._listings.fresh(directory)
         nodes: list[list[Any]] = []
@@ -198,8 +157,8 @@ class DoorTree:
                 return {"nodes": nodes, "after": 0}
             for cookie, name, inode, row in page:
                 last = cookie
-                shown = inode or Inode((row or ())[2:], stored=True)  # type: ignore[arg-type]
-                nodes.append(self._wire(shown, name))
+                found = inode or Inode((row or ())[2:], stored=True)  # type: ignore[arg-type]
+                nodes.append(self._wire(found, name))
             await trio.lowlevel.checkpoint()
         return {"nodes": nodes, "after": last}
 
@@ -215,7 +174,7 @@ class DoorTree:
                 mode=stat.S_IMODE(inode.mode),
                 uid=inode.uid,
                 gid=inode.gid,
-                token=_token(inode),  # type: ignore[arg-type]  # a list on the wire
+                token=token_of(inode),  # type: ignore[arg-type]  # a list on the wire
                 link=inode.ino if inode.nlink > 1 and not inode.is_dir else None,
                 target=inode.target,
                 rdev=inode.rdev,
@@ -225,21 +184,20 @@ class DoorTree:
         )
 
     async def _read(self, path: bytes, head: Mapping[str, Any]) -> bytes:
-        inode = await self._seen(path, head)
+        inode = await self._paths.seen(path, head["token"])
         self._fs.open(inode.ino)
         try:
             data = await self._fs.reader.read_long(inode, head["offset"], head["length"])
             if len(data) < head["length"]:
-                raise errors.Changed(f"/{_shown(path)}: is shorter than it was")
-            if head["token"] is not None and head["token"] != _token(inode):
-                raise errors.Changed(f"/{_shown(path)}: was changed while it was read")
+                raise errors.Changed(f"/{shown(path)}: is shorter than it was")
+            check_same(inode, head["token"], path)
             return data
         finally:
             self._fs.release(inode.ino)
 
     async def _ranges(self, path: bytes, head: Mapping[str, Any]) -> Ranges | None:
         """None: there are no holes."""
-        inode = await self._seen(path, head)
+        inode = await self._paths.seen(path, head["token"])
         if inode.base or inode.allocated >= inode.size:
             return None
         ranges = Ranges()
@@ -292,7 +250,7 @@ class DoorTree:
     @staticmethod
     def _check_stored(file: Mapping[str, Any], path: bytes) -> None:
         if file.get("missing"):
-            raise errors.Busy(f"/{_shown(path)}: a collection has removed its chunks")
+            raise errors.Busy(f"/{shown(path)}: a collection has removed its chunks")
 
     async def _write(
         self, path: bytes, file: Mapping[str, Any], extents: Sequence[Extent], visit: int
@@ -300,18 +258,18 @@ class DoorTree:
         directory, name = await self._parent(path)
         size = file["size"]
         if size > SIZE_MAX or any(at + length > size for at, length, _, _ in extents):
-            raise errors.Unsupported(f"/{_shown(path)}: does not fit into its own size")
+            raise errors.Unsupported(f"/{shown(path)}: does not fit into its own size")
         current = self._current(directory, name)
         if current is not None:
             if current.is_dir:
-                raise errors.Exists(f"/{_shown(path)}: a directory is in the way")
+                raise errors.Exists(f"/{shown(path)}: a directory is in the way")
             if not file["replace"]:
-                raise errors.Exists(f"/{_shown(path)}: is there already")
-        if file["old"] is not None and (current is None or file["old"] != _token(current)):
-            raise errors.Changed(f"/{_shown(path)}: was changed meanwhile")
+                raise errors.Exists(f"/{shown(path)}: is there already")
+        if file["old"] is not None and (current is None or file["old"] != token_of(current)):
+            raise errors.Changed(f"/{shown(path)}: was changed meanwhile")
         staged = self.stages.take(visit, file["stage"]) if file.get("stage") else None
         if staged is not None and staged.size > size:
-            raise errors.Unsupported(f"/{_shown(path)}: does not fit into its own size")
+            raise errors.Unsupported(f"/{shown(path)}: does not fit into its own size")
         # From here on nothing awaits.
         if current is not None:
             self._fs.unlink(directory.ino, name)
@@ -384,7 +342,7 @@ class DoorTree:
                 inode = self._made(directory, name, mode, rdev=head["rdev"])
                 self._set(inode, metadata_from_wire(head["metadata"]))
             case "link":
-                existing = await self._find(data(head["existing"]))
+                existing = await self._paths.find(data(head["existing"]))
                 directory, name = await self._parent(path)
                 if self._current(directory, name) is existing:
                     return
@@ -392,12 +350,12 @@ class DoorTree:
                 self._fs.link(existing.ino, directory.ino, name)
                 self._tell(directory, name)
             case "set_metadata":
-                inode = await self._find(path)
+                inode = await self._paths.find(path)
                 self._set(inode, metadata_from_wire(head["metadata"]))
                 if self._known(inode):
                     self._invalidator.inode(inode.ino)
             case "delete":
-                await self._find(path)
+                await self._paths.find(path)
                 directory, name = await self._parent(path)
                 remove = self._fs.rmdir if head["directory"] else self._fs.unlink
                 remove(directory.ino, name)
@@ -408,13 +366,13 @@ class DoorTree:
                 raise errors.Unsupported(f"the door knows no {op!r}")
 
     async def _mkdir(self, path: bytes, metadata: Metadata) -> None:
-        if not _names(path):
+        if not names_of(path):
             return
         directory, name = await self._parent(path)
         current = self._current(directory, name)
         if current is not None:
             if not current.is_dir:
-                raise errors.Exists(f"/{_shown(path)}: is there and no directory")
+                raise errors.Exists(f"/{shown(path)}: is there and no directory")
             return
         self._set(self._made(directory, name, stat.S_IFDIR | _DIRECTORY_MODE), metadata)
 
@@ -429,31 +387,15 @@ class DoorTree:
         if current is None:
             return
         if current.is_dir:
-            raise errors.Exists(f"/{_shown(path)}: a directory is in the way")
+            raise errors.Exists(f"/{shown(path)}: a directory is in the way")
         self._fs.unlink(directory.ino, name)
 
     async def _rename(self, path: bytes, new_path: bytes) -> None:
-        await self._find(path)
+        await self._paths.find(path)
         source, name = await self._parent(path)
         target, new_name = await self._parent(new_path)
         if self._current(target, new_name) is not None:
-            raise errors.Exists(f"/{_shown(new_path)}: is there already")
+            raise errors.Exists(f"/{shown(new_path)}: is there already")
         self._fs.rename(source.ino, name, target.ino, new_name)
         self._tell(source, name)
         self._tell(target, new_name)
-
-
-def _names(path: bytes) -> list[bytes]:
-    names = [name for name in path.split(b"/") if name]
-    if b"." in names or b".." in names or b"\0" in path:
-        raise errors.Unsupported(f"/{_shown(path)}: no path of this filesystem")
-    return names
-
-
-def _token(inode: Inode) -> list[int]:
-    """What tells one state of a file from another."""
-    return [inode.ino, inode.ctime_ns, inode.mtime_ns, inode.size]
-
-
-def _shown(path: bytes) -> str:
-    return path.decode(errors="backslashreplace")

@@ -113,6 +113,20 @@ class Entangler:
         ids = {number: self._rows.block(inode.base, number) for number in numbers}
         return self._filled(inode, extents, start, end, ids)
 
+    async def at_hand(
+        self, inode: Inode, extents: list[Extent], start: int, end: int
+    ) -> list[Extent] | None:
+        """The extents with the gaps filled, if no remote has to be asked for it; else None.
+
+        Raises RemoteVersionGone.
+        """
+        stored = self._stored(inode)
+        if stored is not None:
+            return await self._cover_stored(stored, inode, extents, start, end)
+        filled = self.known(inode, extents, start, end)
+        lacking = next(gaps(filled, start, min(end, inode.base_end)), None)
+        return filled if lacking is None else None
+
     def observe(self, inode: Inode, start: int, end: int) -> None:
         """A read of [start, end) is being answered: fetch ahead what its pattern suggests."""
         projection = self._projection_of(inode.projection)

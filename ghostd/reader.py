@@ -10,7 +10,7 @@ thread, which reads neighbouring records of a pack together.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,6 +64,11 @@ class Projected(Protocol):
 
     def known(self, inode: Inode, extents: list[Extent], start: int, end: int) -> list[Extent]:
         """The extents with those gaps filled whose blocks have been fetched before."""
+
+    async def at_hand(
+        self, inode: Inode, extents: list[Extent], start: int, end: int
+    ) -> list[Extent] | None:
+        """The extents with the gaps filled; None where a remote would have to be asked."""
 
     def observe(self, inode: Inode, start: int, end: int) -> None:
         """[start, end) is being read."""
@@ -172,7 +177,17 @@ class Reader:
                 self._damaged(inode, error)
                 raise
         self._read_ahead(inode, content, offset, end)
-        return _assemble(extents, chunks, offset, end)
+        return assemble(extents, chunks, offset, end)
+
+    async def at_hand(self, inode: Inode, start: int, end: int) -> list[Extent] | None:
+        """What [start, end) of a file shows now, holes left out; None: some of it is far away.
+
+        Of a file that has no base this is one state of it: nothing is awaited. Raises OrbitError.
+        """
+        extents = self._content_of(inode).extents(start, end)
+        if inode.base_end <= start or self._projected is None:
+            return extents
+        return await self._projected.at_hand(inode, extents, start, end)
 
     async def read_long(self, inode: Inode, offset: int, size: int) -> bytes:
         """Like `read`, a piece at a time, for many bytes at once."""
@@ -326,9 +341,10 @@ class Reader:
             stream.busy = False
 
 
-def _assemble(
-    extents: Sequence[Extent], chunks: dict[bytes, bytes], offset: int, end: int
+def assemble(
+    extents: Sequence[Extent], chunks: Mapping[bytes, bytes], offset: int, end: int
 ) -> bytes | memoryview:
+    """What the extents show of [offset, end), zeros where there are none."""
     if len(extents) == 1:
         start, stop, source, at = extents[0]
         if start == offset and stop == end:

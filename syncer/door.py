@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from typing import Any, Final, NamedTuple
@@ -37,12 +37,14 @@ from syncer.door_upload import STAGE_EXTENTS, Extents, Upload, packed
 from syncer.ranges import Ranges
 from syncer.remotes.errors import Busy, RemoteError, Unsupported
 from syncer.remotes.held import Held
-from syncer.tree import Content, Features, Metadata, Node, NodeKind, PageSink
+from syncer.tree import Content, Features, Metadata, Node, NodeKind, PageSink, Whole
 
 # In one message: the daemon makes room for it in one go, during which the mount waits: 0.14 ms for
 # 4 MiB, 0.7 ms for 16.
 _PUT_BYTES = 4 << 20
 _FETCH_IDS = 64
+_READ_FILES = 256  # small files with one call
+_READ_BYTES = 4 << 20
 _PAGE = 2_000
 _TRIES: Final = 3  # to store a file whose chunks a collection removed meanwhile
 
@@ -50,6 +52,7 @@ _TRIES: Final = 3  # to store a file whose chunks a collection removed meanwhile
 Outcomes = list[Node | RemoteError]
 Items = list[tuple[Head, Extents]]
 Buffers = list[Buffer]
+Wholes = list[Whole | RemoteError]
 
 
 class SmallFile(NamedTuple):
@@ -206,7 +209,10 @@ class DoorCatalogue:
 
 
 class DoorTree:
-    """A directory of the daemon's namespace. See Tree."""
+    """A directory of the daemon's namespace. See Tree, ManyReader and ManyWriter."""
+
+    steps_max = 500
+    bytes_max = 8 << 20
 
     def __init__(self, door: Door, root: bytes) -> None:
         """`root`: from the root of the mount, without a leading slash."""
@@ -226,6 +232,7 @@ class DoorTree:
             rename=True,
             conditional=True,
             local=True,
+            tells_all=True,
             chunked=True,
         )
 
@@ -267,6 +274,17 @@ class DoorTree:
         """See Tree."""
         answer = await self._ask("read", path, token=node.token, offset=offset, length=length)
         return bytes(answer.body)
+
+    async def read_many(
+        self, files: Sequence[tuple[bytes, Node]], *, xattrs: bool
+    ) -> Sequence[Whole | RemoteError]:
+        """See ManyReader. One call brings some MiB."""
+        found: Wholes = []
+        for some in _portions(files):
+            wanted = [(self._path(path), node.token) for path, node in some]
+            head = {"op": "read_many", "files": wanted, "xattrs": xattrs}
+            found += _wholes(await self._door.ask(head))
+        return found
 
     async def xattrs(self, path: bytes) -> Mapping[bytes, bytes]:
         """See Tree."""
@@ -413,6 +431,36 @@ class DoorTree:
     async def close(self) -> None:
         """See Tree. The door stays open: it has other users."""
         await trio.lowlevel.checkpoint()
+
+
+def _wholes(answer: Message) -> Wholes:
+    told = answer.head["files"]
+    parts = iter(split(answer.body, [each["length"] for each in told if "error" not in each]))
+    found: Wholes = []
+    for each in told:
+        error = error_of(each)
+        if error is not None:
+            found.append(error)
+        else:
+            kept = each["xattrs"]
+            found.append(
+                Whole(bytes(next(parts)), None if kept is None else xattrs_from_wire(kept))
+            )
+    return found
+
+
+def _portions(files: Sequence[tuple[bytes, Node]]) -> Iterator[list[tuple[bytes, Node]]]:
+    """As many as one call asks for."""
+    some: list[tuple[bytes, Node]] = []
+    size = 0
+    for each in files:
+        if some and (len(some) == _READ_FILES or size + each[1].size > _READ_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(each)
+        size += each[1].size
+    if some:
+        yield some
 
 
 def _item(path: str, size: int, metadata: Metadata, old: Node | None, *, replace: bool) -> Head:

@@ -15,8 +15,9 @@ import enum
 import stat
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
+from syncer.remotes.errors import RemoteError
 from syncer.remotes.remote import Checksum
 
 ROOT: Final = b""
@@ -104,6 +105,7 @@ class Features:
     name_bytes_max: int = 255  # of one component
     path_bytes_max: int = 4_096
     local: bool = False  # no wire: compression of what moves would do nothing
+    tells_all: bool = False  # tokens change with any attribute, not with the content alone
     chunked: bool = False  # content is stored as chunks: only those that lack are moved
     round_trip_s: float = 0.0  # a guess: how much is worth doing at once
 
@@ -198,3 +200,27 @@ class Tree(Protocol):
 
     async def close(self) -> None:
         """Give everything up; bounded in time."""
+
+
+class Whole(NamedTuple):
+    """A small file, all of it."""
+
+    data: bytes
+    xattrs: Mapping[bytes, bytes] | None = None  # None: not asked for
+
+
+@runtime_checkable
+class ManyReader(Protocol):
+    """What a tree may be besides: one that reads small files together, for less than each costs.
+
+    Ask by `small_reads.read_small`, which knows what to do with the others.
+    """
+
+    async def read_many(
+        self, files: Sequence[tuple[bytes, Node]], *, xattrs: bool
+    ) -> Sequence[Whole | RemoteError]:
+        """Files as they were when their nodes were seen, in the same order; each fails alone.
+
+        Busy stands for one that would hold up the others: read it alone. The caller bounds how many
+        bytes they are. Raises RemoteError when none could be asked for.
+        """
