@@ -169,8 +169,7 @@ class _Run:
         self._scan = Scan(tree, self._previous, options, keeps, nursery, ignores)
         self._reader = Reader(tree, store, writer, xattrs=True, checksum=options.checksum)
         self._tree = tree
-        # Tokens of local nodes change with any attribute; those of others with the content alone.
-        self._tells_all = self._reader.local is not None
+        self._tells_all = tree.features.tells_all
         # Of hard-linked files: the entry of their first name; False: not read, or not yet.
         self._links = Links(scratch, _LINKS_MAX)
         self._assembly = Assembly(

@@ -119,8 +119,7 @@ class Scan:
         self._keeps = keeps
         self._nursery = nursery
         self._local = tree if isinstance(tree, LocalTree) else None
-        # Tokens of local nodes change with any attribute; those of others with the content alone.
-        self._tells_all = self._local is not None
+        self._tells_all = tree.features.tells_all
         # A directory is here from when it is asked for until its turn comes.
         self._ready: dict[bytes, list[Found] | _Sorter | RemoteError | None] = {}
         self._landed: dict[bytes, trio.Event] = {}

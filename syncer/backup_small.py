@@ -20,7 +20,8 @@ from syncer.local_tree import LocalTree
 from syncer.recipes import Extent
 from syncer.remotes.errors import Changed, Missing, RemoteError
 from syncer.remotes.local import shown, system_errors
-from syncer.tree import Node, NodeKind
+from syncer.small_reads import read_small
+from syncer.tree import ManyReader, Node, NodeKind, Whole
 
 _TRIES: Final = 3
 
@@ -164,10 +165,29 @@ class RemoteBatch:
 
     async def run(self) -> None:
         """Read, then cut and put. Raises what the store's put() raises."""
+        if isinstance(self._reader.tree, ManyReader):
+            await self._together()
         async with trio.open_nursery() as nursery:
             for slot in self._slots:
-                nursery.start_soon(self._one, slot)
+                if slot not in self._got:
+                    nursery.start_soon(self._one, slot)
         await trio.to_thread.run_sync(self._put)
+
+    async def _together(self) -> None:
+        """Those that are as they were listed; the others are left."""
+        slots = [slot for slot in self._slots if self._plain(slot)]
+        wanted = [(slot.path, slot.node) for slot in slots]
+        read = await read_small(self._reader.tree, wanted, xattrs=self._reader.xattrs)
+        for slot, whole in zip(slots, read, strict=True):
+            if isinstance(whole, Whole):
+                pieces = [(0, whole.data)] if whole.data else []
+                self._got[slot] = (slot.node, pieces, whole.xattrs or {})
+
+    @staticmethod
+    def _plain(slot: Slot) -> bool:
+        node = slot.node
+        holes = node.allocated is not None and node.allocated < node.size
+        return node.kind is NodeKind.FILE and slot.content and node.exact and not holes
 
     async def _one(self, slot: Slot) -> None:
         async with self._limit:

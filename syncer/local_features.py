@@ -25,6 +25,7 @@ ALL: Final = Features(
     rename=True,
     conditional=False,
     local=True,
+    tells_all=True,
 )
 
 _FAT: Final[Mapping[str, Any]] = {

@@ -71,12 +71,8 @@ def transfer_of(run: Run, ends: Ends, ledger: Ledger, tuning: Tuning) -> Transfe
                 cut=Chunker(ChunkerParams()).cut,
                 take=limit.take,
             )
-    elif run.context.door is not None:
-        from syncer.door import DoorTree
-        from syncer.transfer_many import ManyMover
-
-        if isinstance(ends.destination, DoorTree):
-            mover = ManyMover(ends.source, ends.destination, options, meter, take=limit.take)
+    if mover is None and run.context.door is not None:
+        mover = _through_the_door(run, ends)
     tidy: Tidy | None = None
     if isinstance(ends.destination, LocalTree):
         resumed = run.held is not None and run.held.attempt > 1
@@ -95,6 +91,27 @@ def transfer_of(run: Run, ends: Ends, ledger: Ledger, tuning: Tuning) -> Transfe
         keep=partial(keep, run, tuning.codec) if run.context.audited else None,
         tidy=tidy,
     )
+
+
+def _through_the_door(run: Run, ends: Ends) -> Mover | None:
+    from syncer.door import DoorTree
+    from syncer.transfer_many import ManyMover, ManyWriter
+
+    source, target = ends.source, ends.destination
+    writer: ManyWriter
+    if isinstance(target, DoorTree):
+        writer = target
+    elif not isinstance(source, DoorTree):
+        return None
+    elif isinstance(target, LocalTree):
+        from syncer.transfer_writers import LocalWriter
+
+        writer = LocalWriter(target, durable=run.options.durable)
+    else:
+        from syncer.transfer_writers import EachWriter
+
+        writer = EachWriter(target)
+    return ManyMover(source, writer, run.options, run.meter, take=run.limit.take)
 
 
 def keep(run: Run, codec: str, results: Sequence[tuple[Step, StepResult]]) -> None:

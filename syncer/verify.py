@@ -17,13 +17,16 @@ from syncer.diff import Rules, metadata_reason, rules_of, same_checksum
 from syncer.filters import Filters
 from syncer.options import Mode, Options, Verb
 from syncer.remotes.errors import RemoteError
-from syncer.tree import Node, NodeKind, Tree
+from syncer.small_reads import Wanted, read_small, reads_together
+from syncer.tree import Node, NodeKind, Tree, Whole
 from syncer.walk import lists_ahead, walk
-from syncer.walk_events import Directory, Enter, Event, Pair, Problem
+from syncer.walk_events import Directory, Enter, Event, Pair, Problem, Side
 
 BLOCK_BYTES: Final = 4 << 20  # compared at a time
 BLOCKS_AHEAD: Final = 4  # of one file, from both sides: 32 MiB
 FILES_AT_ONCE_MAX: Final = 8  # 256 MiB in all
+SMALL_BYTES_MAX: Final = 1 << 20  # files that are read with others
+GROUP_FILES: Final = 256
 DIFFERENCES_KEPT: Final = 100  # by the summary; all are told
 
 _FILE: Final = NodeKind.FILE
@@ -54,6 +57,8 @@ class Difference(NamedTuple):
 
 
 Take = Callable[[int], Awaitable[None]]
+_Group = list[Pair | Directory]
+_Wholes = tuple[Whole, Whole]  # of both sides
 DifferenceSink = Callable[[Difference], Awaitable[None]]
 
 
@@ -130,6 +135,8 @@ class _Verification:
         self._rules: Rules | None = None
         if metadata:
             self._rules = rules_of(Verb.SYNC, options, one.features, other.features)
+        self._together = reads_together(one) or reads_together(other)
+        self._with_xattrs = self._rules is not None and self._rules.xattrs
         self.at_once = min(FILES_AT_ONCE_MAX, max(4, lists_ahead(one, other)))
 
     async def take(self, events: Sequence[Event]) -> None:
@@ -145,17 +152,72 @@ class _Verification:
                     pairs.append(event)
                 else:
                     self._summary.left_out += 1
-        waiting = iter(pairs)
+        groups = self._groups(pairs)
+        waiting = iter(groups)
         async with trio.open_nursery() as nursery:
-            for _ in range(min(self.at_once, len(pairs))):
+            for _ in range(min(self.at_once, len(groups))):
                 nursery.start_soon(self._compare_some, waiting)
 
-    async def _compare_some(self, waiting: Iterator[Pair | Directory]) -> None:
-        for pair in waiting:
-            try:
-                await self._compare(pair)
-            except RemoteError as error:
-                await self._tell(pair.path, What.UNREADABLE, str(error))
+    async def _compare_some(self, waiting: Iterator[_Group]) -> None:
+        for group in waiting:
+            both = await self._read(group) if len(group) > 1 else [None]
+            for pair, wholes in zip(group, both, strict=True):
+                try:
+                    await self._compare(pair, wholes)
+                except RemoteError as error:
+                    await self._tell(pair.path, What.UNREADABLE, str(error))
+
+    def _groups(self, pairs: Sequence[Pair | Directory]) -> list[_Group]:
+        """Small files that are to be read, some at a time; each of the others alone."""
+        groups: list[_Group] = []
+        group: _Group = []
+        size = 0
+        for pair in pairs:
+            if not self._small(pair):
+                groups.append([pair])
+                continue
+            assert pair.source is not None
+            if len(group) == GROUP_FILES or size + pair.source.size > BLOCK_BYTES:
+                groups.append(group)
+                group, size = [], 0
+            group.append(pair)
+            size += pair.source.size
+        if group:
+            groups.append(group)
+        return groups
+
+    def _small(self, pair: Pair | Directory) -> bool:
+        one, other = pair.source, pair.destination
+        return (
+            self._together
+            and one is not None
+            and other is not None
+            and one.kind is other.kind is _FILE
+            and one.exact
+            and other.exact
+            and one.size == other.size <= SMALL_BYTES_MAX
+            and known_same(one, other) is None
+        )
+
+    async def _read(self, group: _Group) -> list[_Wholes | None]:
+        """Both sides of small files; None where one could not be read like this."""
+        sides: dict[Side, Sequence[Whole | RemoteError]] = {}
+        take_one, take_other = _takes(self._one, self._other, self._take)
+
+        async def read(side: Side, tree: Tree, wanted: Sequence[Wanted], take: Take | None) -> None:
+            if take is not None:
+                await take(sum(node.size for _, node in wanted))
+            sides[side] = await read_small(tree, wanted, xattrs=self._with_xattrs)
+
+        ones = [(pair.source_path, pair.source) for pair in group if pair.source is not None]
+        others = [(pair.path, pair.destination) for pair in group if pair.destination is not None]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, Side.SOURCE, self._one, ones, take_one)
+            nursery.start_soon(read, Side.DESTINATION, self._other, others, take_other)
+        return [
+            (one, other) if isinstance(one, Whole) and isinstance(other, Whole) else None
+            for one, other in zip(sides[Side.SOURCE], sides[Side.DESTINATION], strict=True)
+        ]
 
     async def _tell(self, path: bytes, what: What, detail: str = "") -> None:
         difference = Difference(path, what, detail)
@@ -165,7 +227,7 @@ class _Verification:
             summary.differences.append(difference)
         await self._sink(difference)
 
-    async def _compare(self, pair: Pair | Directory) -> None:
+    async def _compare(self, pair: Pair | Directory, wholes: _Wholes | None) -> None:
         one, other, path = pair.source, pair.destination, pair.path
         if one is None or other is None:
             node = one or other
@@ -186,7 +248,7 @@ class _Verification:
             if one.size != other.size:
                 await self._tell(path, What.SIZE, f"{one.size} bytes, {other.size} there")
                 return
-            if not await self._same_content(pair, one, other):
+            if not await self._same_content(pair, one, other, wholes):
                 await self._tell(path, What.CONTENT)
                 return
         elif one.kind is _SYMLINK and one.target != other.target:
@@ -196,9 +258,14 @@ class _Verification:
             await self._tell(path, What.DEVICE)
             return
         if self._rules is not None:
-            await self._compare_metadata(self._rules, pair, one, other)
+            await self._compare_metadata(self._rules, pair, one, other, wholes)
 
-    async def _same_content(self, pair: Pair | Directory, one: Node, other: Node) -> bool:
+    async def _same_content(
+        self, pair: Pair | Directory, one: Node, other: Node, wholes: _Wholes | None
+    ) -> bool:
+        if wholes is not None:
+            self._summary.bytes_read += one.size
+            return wholes[0].data == wholes[1].data
         known = known_same(one, other)
         if known is not None:
             self._summary.bytes_known += one.size
@@ -210,7 +277,12 @@ class _Verification:
         return same
 
     async def _compare_metadata(
-        self, rules: Rules, pair: Pair | Directory, one: Node, other: Node
+        self,
+        rules: Rules,
+        pair: Pair | Directory,
+        one: Node,
+        other: Node,
+        wholes: _Wholes | None,
     ) -> None:
         if not one.exact:
             one = await self._one.stat(pair.source_path)
@@ -218,7 +290,10 @@ class _Verification:
             other = await self._other.stat(pair.path)
         reason = metadata_reason(rules, one, other)
         if not reason and rules.xattrs and one.kind is not _SYMLINK:
-            same = await same_xattrs(self._one, pair.source_path, self._other, pair.path)
+            if wholes is not None:
+                same = wholes[0].xattrs == wholes[1].xattrs
+            else:
+                same = await same_xattrs(self._one, pair.source_path, self._other, pair.path)
             reason = "" if same else "extended attributes differ"
         if reason:
             await self._tell(pair.path, What.METADATA, reason)

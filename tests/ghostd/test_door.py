@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import socket
 import stat
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -54,11 +56,16 @@ class Snapshots:
 
 
 class CountingDoor(Door):
-    """Counts the bytes of chunks that go through it."""
+    """Counts requests, and the bytes of chunks that go through it."""
 
     put_bytes = 0
 
+    def __init__(self, connections: Sequence[socket.socket]) -> None:
+        self.requests: Counter[str] = Counter()
+        super().__init__(connections)
+
     def call(self, head: Head, body: Sequence[Buffer] = ()) -> Message:
+        self.requests[head["op"]] += 1
         if head["op"] == "put":
             self.put_bytes += sum(map(len, body))
         return super().call(head, body)
