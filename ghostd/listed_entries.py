@@ -12,7 +12,7 @@ from collections.abc import Callable
 import trio
 
 from ghostd.errors import StaleHandle
-from ghostd.inodes import FLAG_LOCAL, Inode, LookupCounts
+from ghostd.inodes import FLAG_LOCAL, FLAG_XATTRS, Inode, LookupCounts
 from ghostd.projection import Projection, show_as_was
 from ghostd.remote_names import local_name
 from ghostd.remote_rows import DirRow, VersionRow
@@ -84,7 +84,7 @@ class ListedEntries:
             seen.add(found[1])
             inode = tree.inode(found[1])
             if inode.flags & FLAG_LOCAL:
-                self._note_conflict(projection, inode, entry)
+                seen.add(self._changed_here(projection, directory, name, found, inode, entry))
             elif self._same(inode, entry):
                 self._renew(projection, inode, entry)
             elif inode.is_dir:
@@ -223,6 +223,40 @@ class ListedEntries:
         self._tree.unlinked(old)
         self._invalidate(directory.ino, name)
         return inode.ino
+
+    def _changed_here(
+        self,
+        projection: Projection,
+        directory: Inode,
+        name: bytes,
+        found: tuple[int, int],
+        inode: Inode,
+        entry: Entry,
+    ) -> int:
+        """Leave it alone, but for bytes that nobody has changed here. Returns what is shown."""
+        if not self._is_outdated(inode, entry):
+            self._note_conflict(projection, inode, entry)
+            return inode.ino
+        number = self._replace(projection, directory, name, found, inode, entry)
+        new = self._tree.inode(number)
+        if (new.mode, new.uid, new.gid) != (inode.mode, inode.uid, inode.gid):
+            new.mode, new.uid, new.gid = inode.mode, inode.uid, inode.gid
+            new.flags |= FLAG_LOCAL
+        projection.conflicts.discard(inode.ino)
+        return number
+
+    def _is_outdated(self, inode: Inode, entry: Entry) -> bool:
+        """Whether the remote has new bytes for a file of which only attributes were changed here.
+
+        While somebody has it open, bytes may be on their way.
+        """
+        row = self._tree.remote.versions.get(inode.base) if inode.base else None
+        if row is None or entry.kind is not Kind.FILE or inode.opens or inode.nlink != 1:
+            return False
+        if inode.allocated or inode.base_holes or inode.flags & FLAG_XATTRS:
+            return False
+        as_it_was = inode.size == inode.base_end == row.size
+        return as_it_was and row.key == entry.key and row.version != entry.version
 
     def _note_conflict(self, projection: Projection, inode: Inode, entry: Entry) -> None:
         if not inode.base or entry.kind is not Kind.FILE:

@@ -19,7 +19,7 @@ from ghostd.errors import (
     RemoteVersionGone,
 )
 from ghostd.filesystem import AttributeChanges
-from ghostd.inodes import ROOT_INO
+from ghostd.inodes import FLAG_LOCAL, ROOT_INO
 from ghostd.projections import LocalChanges, NoProjection, ProjectionRefused
 from syncer.remotes.errors import Unreachable
 from syncer.remotes.memory import MemoryRemote, MemoryServer
@@ -429,6 +429,36 @@ async def test_a_file_changed_on_both_sides_keeps_what_was_done_here() -> None:
         assert await world.names(b"/r") == [b"f"]
         assert await world.content(b"/r/f") == b"LOCAL"
         assert projection.conflicts == {f.ino}
+    world.close()
+
+
+@jumping
+async def test_new_bytes_of_the_remote_are_shown_under_attributes_set_here() -> None:
+    s = Setting()
+    await s.put(b"f", b"first")
+    await s.put(b"g", b"first")
+    world = s.world()
+    async with world.running():
+        projection = await world.project(URL, mode="cow", ttl_s=1.0)
+        f, g = await world.look(b"/r/f"), await world.look(b"/r/g")
+        world.fs.setattr(f.ino, AttributeChanges(mtime_ns=5))
+        world.fs.setattr(g.ino, AttributeChanges(mode=0o600))
+        world.fs.open(f.ino, writing=True)
+        for name in (b"f", b"g"):
+            await s.put(name, b"remote's own")
+        s.clock.now += 10**10
+        assert await world.names(b"/r") == [b"f", b"g"]
+        assert (await world.look(b"/r/f")).ino == f.ino, "its writer may have more to say"
+        assert projection.conflicts == {f.ino}
+        assert await world.content(b"/r/g") == b"remote's own"
+        mine = await world.look(b"/r/g")
+        assert (mine.mode & 0o777, bool(mine.flags & FLAG_LOCAL)) == (0o600, True)
+        world.fs.release(f.ino)
+        s.clock.now += 10**10
+        assert await world.content(b"/r/f") == b"remote's own"
+        assert not (await world.look(b"/r/f")).flags & FLAG_LOCAL
+        assert not projection.conflicts
+        await world.check()
     world.close()
 
 
