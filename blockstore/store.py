@@ -301,12 +301,13 @@ class BlockStore:
         self.keep_fetched(dict(zip(ids, blocks, strict=True)))
         return ids
 
-    def keep_fetched(self, named: Mapping[ChunkId, Buffer]) -> None:
+    def keep_fetched(self, named: Mapping[ChunkId, Buffer], *, owned: bool = False) -> None:
         """Keep blocks of 1 byte to MAX_BLOCK that can be fetched again, under their chunk_id().
 
-        For worker threads. Bytes that own data has are not stored a second time, and repair it
-        where it was found damaged. Never durable: a power cut costs a fetch. Raises StorageFull
-        where the limits of the cache leave no room, and StorageFailed: go on without keeping them.
+        For worker threads. Bytes that own data has are not stored a second time, unless `owned`
+        (it is about to be let go of), and repair it where it was found damaged. Never durable: a
+        power cut costs a fetch. Raises StorageFull where the limits of the cache leave no room, and
+        StorageFailed: go on without keeping them.
         """
         for block in named.values():
             if not 0 < len(block) <= MAX_BLOCK:
@@ -314,8 +315,8 @@ class BlockStore:
         damaged = [named[name] for name in self._dedup.damaged.keys() & named.keys()]
         if damaged:
             self.put(damaged)
-        owned = self._owned(named)
-        self._fetched.put({name: data for name, data in named.items() if name not in owned})
+        known = () if owned else self._owned(named)
+        self._fetched.put({name: data for name, data in named.items() if name not in known})
 
     def _owned(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
         """Return what own data has, as far as is known."""

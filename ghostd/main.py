@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,6 +50,7 @@ from ghostd.notify import Notifier
 from ghostd.projected import Projected, ProjectedOptions
 from ghostd.projection_control import ProjectionControl
 from ghostd.push_auto import AutoPush
+from ghostd.push_release import Releaser
 from ghostd.push_side import PushSide
 from ghostd.push_watch import PushWatch
 from ghostd.reader import Reader, ReadOptions
@@ -341,6 +343,18 @@ class Daemon:
         )
         snapshots.changed.append(shown.changed)
         self._flusher = Flusher(self._sync_kernel, writeback.commit)
+        waste_max = config.store.collect_waste_max
+        self._releaser = Releaser(
+            tree,
+            writeback,
+            store,
+            self._threads,
+            projected.entangler,
+            projected.projections,
+            watch,
+            partial(self._keeper.collect, waste_max, dry_run=False),
+            waste_max=waste_max,
+        )
         self._jobs = JobService(
             self._state,
             self._mount,
@@ -376,7 +390,7 @@ class Daemon:
             flusher=self._flusher,
             requests=self._operations.counters,
             pulse=self._pulse,
-            waste_max=config.store.collect_waste_max,
+            waste_max=waste_max,
             stop=self._stop_wanted.set,
             projections=ProjectionControl(
                 projected,
@@ -408,6 +422,7 @@ class Daemon:
             watch,
             paths,
             self._invalidator,
+            pushed=self._releaser.pushed,
         )
 
     async def _open_remote(self, url: str, options: Mapping[str, str]) -> Remote:
@@ -459,6 +474,7 @@ class Daemon:
                 nursery.start_soon(self._shown.attach)
             nursery.start_soon(self._jobs.run)
             nursery.start_soon(self._auto_push.run)
+            nursery.start_soon(self._releaser.run)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._copy_regularly)
             nursery.start_soon(self._get_ready)

@@ -28,7 +28,7 @@ from ghostd.inodes import INODE_COLUMNS, ROOT_INO, InodeRow
 from ghostd.remote_rows import RemoteChanges, write_remote
 from ghostd.snapshots_rows import note_changes, tracks
 
-FORMAT = 4
+FORMAT = 5
 FILE_NAME = "namespace.db"
 COOKIE_FIRST = 16  # lower ones are "." and ".."
 
@@ -458,7 +458,7 @@ def _script(name: str) -> str:
 
 
 def _upgrade(connection: apsw.Connection, found: int) -> None:
-    """From format 1 (no projections), 2 (no snapshots) or 3 (no push)."""
+    """From format 1 (no projections), 2 (no snapshots), 3 (no push) or 4 (its index)."""
     with transaction(connection):
         if found < 2:
             _add_columns(connection, "projection", "base", "base_end")
@@ -467,7 +467,9 @@ def _upgrade(connection: apsw.Connection, found: int) -> None:
             _add_columns(connection, "base_holes")
             connection.execute(_script("schema_snapshots.sql")).fetchall()
             connection.execute("INSERT INTO meta VALUES('tracking', 0)").fetchall()
-        connection.execute(_script("schema_push.sql")).fetchall()
+        if found < 4:
+            connection.execute(_script("schema_push.sql")).fetchall()
+        connection.execute(_script("schema_pushed.sql")).fetchall()
         connection.execute("UPDATE meta SET value = ? WHERE key = 'format'", (FORMAT,)).fetchall()
 
 
@@ -479,8 +481,8 @@ def _add_columns(connection: apsw.Connection, *names: str) -> None:
 
 
 def _create(connection: apsw.Connection) -> None:
-    scripts = ("schema.sql", "schema_remote.sql", "schema_snapshots.sql", "schema_push.sql")
-    schema = "".join(map(_script, scripts))
+    parts = ("", "_remote", "_snapshots", "_push", "_pushed")
+    schema = "".join(_script(f"schema{part}.sql") for part in parts)
     now = time.time_ns()
     root = (
         int(ROOT_INO),

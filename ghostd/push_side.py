@@ -88,8 +88,11 @@ class PushSide:
         paths: AttachedPaths,
         invalidator: Invalidator,
         *,
+        pushed: Callable[[int], None] = lambda _: None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """`pushed` is told of a projection with a file that its remote has as it is here."""
+        self._pushed = pushed
         self._now_ns = now_ns
         self._fs = filesystem
         self._tree = filesystem.tree
@@ -439,6 +442,8 @@ class PushSide:
             inode.flags &= ~FLAG_LOCAL
             projection.conflicts.discard(ino)
             self._watch.end(ino)
+            if inode.allocated:
+                self._pushed(number)
             mtime_ns = head["mtime_ns"]
             if mtime_ns is not None and mtime_ns != inode.mtime_ns and not inode.is_dir:
                 inode.mtime_ns = mtime_ns  # what a listing would show

@@ -147,6 +147,11 @@ class RemoteFiles:
             inode.base, VersionRow(row.key, entry.size, entry.etag, entry.mtime_ns or 0, row.pinned)
         )
         self._metadata.pop(inode.base, None)
+        if inode.allocated:  # it was written here, and pushed
+            content = self._tree.content(inode)
+            unstored = content.unstored
+            inode.allocated = content.truncate(0, inode.allocated)
+            self._tree.touch_content(inode, unstored)
         attributes = projection.attributes(entry)
         inode.size = inode.base_end = entry.size
         inode.mtime_ns = inode.ctime_ns = attributes.mtime_ns

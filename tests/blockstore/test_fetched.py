@@ -136,6 +136,20 @@ def test_what_own_data_has_is_not_stored_again(open_store: Opener) -> None:
     assert store.stats().fetched.new_blocks == 20
 
 
+def test_what_own_data_is_about_to_lose_is_kept(open_store: Opener) -> None:
+    store = open_store(NOTHING_CACHED)
+    data = blocks(30)
+    ids = store.put(data)
+    named = dict(zip(ids, data, strict=True))
+    store.keep_fetched(named, owned=True)
+    store.keep_fetched(named, owned=True)
+    assert store.stats().fetched.new_blocks == 30
+    store.collect([], waste_max=0.0)
+    assert store.contains(ids) == set()
+    assert store.fetch(ids) == named
+    assert_sound(store)
+
+
 def test_collection_sees_no_fetched_block(open_store: Opener) -> None:
     store = open_store(NOTHING_CACHED)
     data = blocks(30)

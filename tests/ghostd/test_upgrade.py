@@ -1,4 +1,7 @@
-"""Namespaces of older formats are upgraded: 1 knew no projections, 2 no snapshots, 3 no push."""
+"""Namespaces of older formats are upgraded.
+
+1 knew no projections, 2 no snapshots, 3 no push, 4 did not find what was pushed.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,11 @@ ADDED = {
         ("tracking",),
     ),
     4: (("gone",), (), ("changed_here",), ()),
+    5: ((), (), ("pushed_here",), ()),
 }
 
 
-@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize("before", [1, 2, 3, 4])
 @jumping
 async def test_a_namespace_of_an_older_format_is_upgraded_and_loses_nothing(
     tmp_path: Path, before: int

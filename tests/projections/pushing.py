@@ -8,15 +8,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from blockstore.disk import Disk
+from blockstore.ids import ChunkId
 from ghostd.attached_paths import AttachedPaths
 from ghostd.cow_diff import Differ
 from ghostd.cow_revert import Reverter
 from ghostd.door_tree import DoorTree
 from ghostd.errors import InvalidArgument
 from ghostd.invalidator import Invalidator
+from ghostd.push_release import Releaser
 from ghostd.push_side import PushSide
 from ghostd.push_watch import PushWatch
+from ghostd.remote_rows import ID_BYTES
 from syncer.context import Context
 from syncer.door_protocol import Message, error_of
 from syncer.engine import Run, outcome_of
@@ -84,6 +89,17 @@ class Pushed(ProjectedWorld):
         differ = Differ(self.tree, self.writeback, self.threads, projected.projections.get)
         invalidator = Invalidator()
         reverter = Reverter(self.tree, self.writeback, projected.listings, differ, lambda *_: None)
+        self.releaser = Releaser(
+            self.tree,
+            self.writeback,
+            self.store,
+            self.threads,
+            projected.entangler,
+            projected.projections,
+            self.watch,
+            lambda: self.keeper.collect(0.25, dry_run=False),
+            waste_max=0.25,
+        )
         side = PushSide(
             self.fs,
             projected.projections,
@@ -92,10 +108,19 @@ class Pushed(ProjectedWorld):
             self.watch,
             AttachedPaths(self.tree, self.threads),
             invalidator,
+            pushed=self.releaser.pushed,
             now_ns=self.now_ns,
         )
         self.differ = differ
         self.door = Doorway(DoorTree(self.fs, projected.listings, invalidator, side))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The tasks of the daemon's loop."""
+        async with super().running(), trio.open_nursery() as nursery:
+            nursery.start_soon(self.releaser.run)
+            yield
+            nursery.cancel_scope.cancel()
 
     async def push(
         self,
@@ -124,6 +149,17 @@ class Pushed(ProjectedWorld):
         _, changes, cursor = await self.differ.page(b"r", None, 10_000)
         assert cursor is None
         return [(change.kind, change.path) for change in changes]
+
+    async def nothing_cached(self) -> None:
+        """Have what was pushed become part of the cache, and that evicted."""
+        await self.releaser.release((await self.look(b"r")).ino)
+        ids = {
+            ChunkId(ids[at : at + ID_BYTES])
+            for (ids,) in self.namespace.query("SELECT ids FROM blocks")
+            for at in range(0, len(ids), ID_BYTES)
+        }
+        self.store.evict(list(ids))
+        await self.keeper.collect(0.0, dry_run=False)
 
     # --- what a user does ------------------------------------------------------------------------
 

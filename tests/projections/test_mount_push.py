@@ -170,6 +170,33 @@ def test_what_a_killed_daemon_had_not_pushed_is_pushed_by_the_next(folder, proje
     }  # fmt: skip
 
 
+@on("sftp")
+def test_what_was_pushed_does_not_fill_the_disk(site, projector):
+    """More than the cache holds is written, pushed and read again; a daemon is killed meanwhile."""
+    cache = f"{QUICK}cache_bytes_max = {64 * MIB}\ncache_free_floor_bytes = 0\n"
+    far = projector(site, mode="rw", config=cache)
+    files = {f"f{number}": content(number, MIB) for number in range(160)}
+    for number, (name, data) in enumerate(files.items()):
+        (far.far / name).write_bytes(data)
+        if number == 80:
+            until(lambda: there(site), "nothing was pushed")
+            far.call("flush", timeout_s=30.0)
+            far.crash()
+
+    def shrunk() -> bool:
+        far.call("collect")
+        return far.daemon.state_bytes() < 100 * MIB
+
+    until(lambda: pushed(far), "not everything was pushed")
+    until(shrunk, "what was pushed still takes its space")
+    assert changes(far) == []
+    # Temporary files of the push that was killed may be left.
+    found = {key: data for key, data in there(site).items() if not key.startswith(".orbit-")}
+    assert found == files
+    assert whole_tree(far.far) == files
+    assert far.daemon.state_bytes() < 110 * MIB
+
+
 def test_a_daemon_that_is_stopped_pushes_first(folder, projector):
     far = projector(folder, mode="rw", config=f"{PATIENT}push_delay_s = 3600\n")
     (far.far / "f").write_bytes(b"written just now")

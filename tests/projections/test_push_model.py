@@ -149,6 +149,9 @@ def push_and_compare(seed: int, *, restarts: bool) -> None:
         await world.writeback.commit()
         assert world.namespace.query("SELECT key FROM gone") == []
         assert world.namespace.query("SELECT name FROM hidden") == []
+        if life.rng.random() < 0.5:
+            await world.nothing_cached()
+            assert await world.here() == here
         ends.append(here)
 
     async def wanted(world: Pushed) -> None:
