@@ -147,6 +147,8 @@ class DaemonControl:
             )
         if commit.last_error:
             warnings.append(f"the last commit failed: {commit.last_error}")
+        if self.jobs is not None and (trouble := self.jobs.trouble()):
+            warnings.append(trouble)
         warnings += [
             f"inode {ino} is damaged: {why}"
             for ino, why in list(self._reader.damaged_inodes.items())[:5]

@@ -34,7 +34,9 @@ class JobService:
         self.jobs = self._jobs = Jobs.open(state / DATABASE)
         self.door = DoorServer(store, tree, snapshots, InLoop(), mount)
         self.worker = JobWorker(self._jobs, state, mount, self.door, threads, options)
-        self.control = JobControl(self._jobs, self.worker.wake, state / AUDIT)
+        self.control = JobControl(
+            self._jobs, self.worker.wake, state / AUDIT, lambda: self.worker.trouble
+        )
 
     async def run(self) -> None:
         """See JobWorker.run."""

@@ -66,6 +66,8 @@ class JobWorker:
         self._options = options
         self._token: trio.lowlevel.TrioToken | None = None
         self._woken = trio.Event()
+        self._failed = 0  # the exit code of the last worker, if it failed
+        self._began_s = 0.0  # the last one, by the clock of time.monotonic
         self.pid = 0  # 0: no worker runs
         self.starts = 0  # so far
 
@@ -73,6 +75,19 @@ class JobWorker:
         """Something was queued, or is wanted of a job."""
         if self._token is not None:
             self._token.run_sync_soon(self._woken.set)
+
+    @property
+    def trouble(self) -> str:
+        """Why jobs may not be carried out, for people; "": nothing is known. For any thread."""
+        if not self._failed or (self.pid and self._lives_s() >= _LIVED_S):
+            return ""
+        return (
+            f"jobs wait: their worker has failed with code {self._failed}, and is started again; "
+            "the daemon's log says why"
+        )
+
+    def _lives_s(self) -> float:
+        return time.monotonic() - self._began_s
 
     async def run(self) -> None:
         """Keep a worker running while jobs wait, until cancelled; then end it."""
@@ -86,9 +101,9 @@ class JobWorker:
                 self._woken = trio.Event()
                 continue
             self._woken = trio.Event()
-            began = time.monotonic()
-            code = await self._work()
-            if not code or time.monotonic() - began >= _LIVED_S:
+            self._began_s = time.monotonic()
+            code = self._failed = await self._work()
+            if not code or self._lives_s() >= _LIVED_S:
                 pause_s = 0.0
             else:
                 pause_s = min(_CRASHED_MAX_S, max(_CRASHED_S, 2 * pause_s))

@@ -65,8 +65,15 @@ def _info(job: Job) -> JobInfo:
 class JobControl:
     """The daemon's jobs."""
 
-    def __init__(self, jobs: Jobs, wake: Callable[[], None], audit_folder: Path) -> None:
-        """`audit_folder`: where the worker keeps the audit trail."""
+    def __init__(
+        self,
+        jobs: Jobs,
+        wake: Callable[[], None],
+        audit_folder: Path,
+        trouble: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`audit_folder`: where the worker keeps the audit trail; `trouble`: see JobWorker."""
+        self.trouble = trouble
         self.audit_folder = audit_folder
         self._jobs = jobs
         self._wake = wake

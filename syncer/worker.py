@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from syncer.door import Door
 
 JOBS_AT_ONCE: Final = 2
+EXIT_NOTHING: Final = 2  # it could not begin: why is told on standard error
 _CLEAN_EVERY_S: Final = 3_600.0
 _LOOK_EVERY_S: Final = 0.5
 _PR_SET_PDEATHSIG: Final = 1
@@ -218,6 +219,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.parent is not None:
         die_with(options.parent)
+    try:
+        _work_as(options)
+    except OrbitError as error:  # settings that cannot be used, a damaged database
+        print(f"no jobs are carried out: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(EXIT_NOTHING) from error
+
+
+def _work_as(options: argparse.Namespace) -> None:
+    """What the command line says, from beginning to end. Raises OrbitError."""
     limit = Limit(options.bandwidth)
     context = Context(
         bandwidth=limit.bucket,

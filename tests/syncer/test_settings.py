@@ -1,5 +1,9 @@
 """The user's settings, and those of the daemon that are the same."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from ghostd.config import ConfigError, load_config, show_config
@@ -55,3 +59,21 @@ def test_the_daemon_refuses_it_too(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ConfigError):
         load_config(path, {})
+
+
+def test_a_worker_with_broken_settings_says_which_line(tmp_path):
+    path = tmp_path / "orbit" / "config.toml"
+    path.parent.mkdir()
+    path.write_text('[semantic]\n"*.a" = "low"\n"*.b" = \n')
+    ran = subprocess.run(
+        [sys.executable, "-m", "syncer.worker", "--state", str(tmp_path / "state")],
+        env=os.environ | {"XDG_CONFIG_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (said,) = ran.stderr.splitlines()
+    assert said.startswith(f"no jobs are carried out: {path}: ")
+    assert "line 3" in said
