@@ -39,7 +39,6 @@ from syncer.options import Options, Verb
 from syncer.remotes.errors import Exists, RemoteError, Unsupported
 from syncer.steps import Step, StepKind
 from syncer.tree import Node, NodeKind, Tree
-from syncer.verify import same_content, same_xattrs
 from syncer.walk import lists_ahead, walk
 from syncer.walk_events import Directory, Enter, Equal, Event, Leave, Pair, Problem, Side
 from syncer.walk_scratch import Links, Scratch
@@ -238,6 +237,8 @@ class _Planner:
         facts = NO_FACTS
         verdict: Verdict = need
         while isinstance(verdict, Need):
+            from syncer.verify import same_content, same_xattrs  # most plans ask for neither
+
             source, destination = pair.source, pair.destination
             assert source is not None
             assert destination is not None

@@ -6,7 +6,6 @@ The daemon has the same sections in its own file (docs/configuration.md).
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,10 @@ def load_settings(path: Path | None = None) -> Settings:
     """Read the file; without one, everything has its default. Blocks. Raises SettingsInvalid."""
     path = settings_path() if path is None else path
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        import tomllib  # most users have no such file
+
+        tables = tomllib.loads(text)
     except FileNotFoundError:
         return Settings()
     except OSError as error:

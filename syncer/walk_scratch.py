@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, Final
-
-import apsw
+from typing import TYPE_CHECKING, Any, Final
 
 from syncer.tree import Node, NodeKind
+
+if TYPE_CHECKING:
+    import apsw
 
 NODES_MAX: Final = 20_000  # of one directory in memory: 10 MB
 LINKS_MAX: Final = 100_000  # likewise, of a whole walk: 30 MB
@@ -49,6 +50,8 @@ class Scratch:
     def connection(self) -> apsw.Connection:
         """The database."""
         if self._connection is None:
+            import apsw
+
             connection = apsw.Connection("")  # a file without a name
             connection.pragma("journal_mode", "off")
             connection.pragma("synchronous", 0)
