@@ -35,6 +35,11 @@ class Look(NamedTuple):
     extents: list[Extent]  # what none of them shows is a hole
     xattrs: Mapping[bytes, bytes] | None  # None: not asked for
 
+    @property
+    def unstored(self) -> bool:
+        """Whether some of it is in memory only."""
+        return not all(isinstance(source, bytes) for _, _, source, _ in self.extents)
+
 
 class Looks:
     """Looks files up. Owned by the filesystem's loop."""
@@ -44,12 +49,16 @@ class Looks:
         self._paths = paths
 
     async def all(
-        self, files: Sequence[tuple[str, Sequence[int] | None]], *, xattrs: bool
+        self,
+        files: Sequence[tuple[str, Sequence[int] | None]],
+        *,
+        xattrs: bool,
+        bytes_max: int = BYTES_MAX,
     ) -> list[Look | RemoteError]:
-        """Files by their paths and tokens, in the same order."""
+        """Files by their paths and tokens, in the same order; Busy: one too many."""
         found: list[Look | RemoteError] = []
         known: dict[bytes, int] = {}
-        room = BYTES_MAX
+        room = bytes_max
         for number, (name, token) in enumerate(files):
             if number % _FILES_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
@@ -74,7 +83,7 @@ class Looks:
     ) -> Look:
         inode = await self._paths.seen(path, token, known)
         if inode.size > room:
-            raise Busy(f"/{shown(path)}: is too much for one answer")
+            raise Busy(f"/{shown(path)}: is too much for one request")
         attributes = dict(self._fs.tree.xattrs(inode)) if xattrs else None
         size = inode.size
         extents = await self._fs.reader.at_hand(inode, 0, size)

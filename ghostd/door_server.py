@@ -20,6 +20,7 @@ import structlog
 from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFull
 from blockstore.ids import Buffer, ChunkId
 from blockstore.store import BlockStore
+from ghostd.door_clones import wire_extents
 from ghostd.door_reads import content_of
 from ghostd.door_tree import DoorTree
 from ghostd.in_loop import InLoop
@@ -34,6 +35,7 @@ from syncer.door_protocol import (
     receive,
     send,
     split,
+    xattrs_to_wire,
 )
 from syncer.remotes import errors
 from syncer.remotes.errors import Garbled, RemoteError
@@ -90,6 +92,8 @@ class DoorServer:
             "fetch": self._fetch,
             "sync": self._sync,
             "read_many": self._read_many,
+            "clone": self._clone,
+            "clone_part": self._clone_part,
             "write": self._write,
             "stage": self._write,
             "hold": self._hold,
@@ -224,7 +228,7 @@ class DoorServer:
         return {"files": heads}, parts
 
     def _write(self, visit: _Visit, request: Message) -> Reply:
-        """Files, or a part of one. Until something names them, their chunks count as live."""
+        """Files, or a part of one."""
         files: list[dict[str, Any]] = request.head["files"]
         every = list(EXTENT.iter_unpack(request.body))
         if len(every) != sum(file["extents"] for file in files):
@@ -234,12 +238,46 @@ class DoorServer:
         for file in files:
             extents.append(every[at : at + file["extents"]])
             at += file["extents"]
-        names = {ChunkId(chunk) for _, _, _, chunk in every}
+        return self._named(visit, request.head, extents)
+
+    def _named(self, visit: _Visit, head: Head, extents: list[list[Extent]]) -> Reply:
+        """Until something names them, the chunks of extents count as live."""
+        names = {ChunkId(chunk) for parts in extents for _, _, _, chunk in parts}
         with self._store.binding(list(names)) as known:
             if len(known) < len(names):
-                for file, parts in zip(files, extents, strict=True):
+                for file, parts in zip(head["files"], extents, strict=True):
                     file["missing"] = any(ChunkId(part[3]) not in known for part in parts)
-            head, body = self._loop.wait(
-                lambda: self._tree.answer(request.head, extents, visit=visit.number)
+            answer, body = self._loop.wait(
+                lambda: self._tree.answer(head, extents, visit=visit.number)
             )
-        return head, [body]
+        return answer, [body]
+
+    def _clone(self, visit: _Visit, request: Message) -> Reply:
+        """Small files that get what others show at this instant."""
+        files, xattrs = request.head["files"], request.head["xattrs"]
+        wanted = [(file["from"], file["token"]) for file in files]
+        looks = self._loop.wait(lambda: self._tree.clones.all(wanted, xattrs=xattrs))
+        results: list[Head] = []
+        found: list[dict[str, Any]] = []
+        extents: list[list[Extent]] = []
+        for file, look in zip(files, looks, strict=True):
+            if isinstance(look, RemoteError):
+                results.append(error_head(look))
+                continue
+            if look.xattrs is not None:
+                file["metadata"]["xattrs"] = xattrs_to_wire(look.xattrs)
+            found.append(file | {"size": look.size})
+            extents.append(wire_extents(look.extents))
+            results.append({})
+        answer, _ = self._named(visit, {"op": "write", "files": found}, extents)
+        if "error" in answer:
+            return answer, []
+        written = iter(answer["results"])
+        return {"results": [result or next(written) for result in results]}, []
+
+    def _clone_part(self, visit: _Visit, request: Message) -> Reply:
+        """More of a large file that gets what another one shows."""
+        extents, at = self._loop.wait(lambda: self._tree.clones.part(visit.number, request.head))
+        head = {"op": "stage", "path": request.head["path"], "stage": request.head["stage"]}
+        answer, _ = self._named(visit, head | {"files": [{}]}, [extents])
+        return answer | {"at": at}, []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -25,6 +25,14 @@ _AT_ONCE: Final = 1_000  # extents that are shown before others have their turn:
 _UNCOMMITTED_MAX: Final = 32_768  # extents in memory, of each file: about 10 MB
 
 
+class Source(NamedTuple):
+    """A file that another one is cloned from, open until that has its name."""
+
+    inode: Inode
+    size: int
+    changes: int  # of its content, when it was opened
+
+
 class Stages:
     """The files under way, by the inode's number."""
 
@@ -33,6 +41,7 @@ class Stages:
         self._tree = tree
         self._under_way: dict[int, tuple[int, Inode]] = {}  # with whose visit it is
         self._uncommitted: dict[int, int] = {}  # extents since the last commit
+        self._sources: dict[int, Source] = {}
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -81,8 +90,22 @@ class Stages:
         """The file, which gets its name now; `done` with it afterwards. Raises Busy."""
         return self._of(visit, ino)
 
+    def source(self, ino: int) -> Source | None:
+        """What the file is cloned from."""
+        return self._sources.get(ino)
+
+    def follow(self, ino: int, inode: Inode) -> Source:
+        """The file is cloned from this one, as it is now."""
+        self._fs.open(inode.ino)
+        source = Source(inode, inode.size, self._tree.content(inode).changes)
+        self._sources[ino] = source
+        return source
+
     def done(self, ino: int) -> None:
         """It has its name, or is not wanted any more."""
+        source = self._sources.pop(ino, None)
+        if source is not None:
+            self._fs.release(source.inode.ino)
         if self._under_way.pop(ino, None) is not None:
             del self._uncommitted[ino]
             self._fs.release(ino)

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from blockstore.errors import OrbitError
+from ghostd.door_clones import Clones
 from ghostd.door_paths import Paths, check_same, names_of, shown, token_of, translated
 from ghostd.door_reads import Looks
 from ghostd.door_stages import Stages
@@ -71,6 +72,7 @@ class DoorTree:
         # Root may give files to others; a daemon of an ordinary user owns all it makes.
         self._caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0)
         self.stages = Stages(filesystem, filesystem.tree)
+        self.clones = Clones(filesystem, self._paths, self.looks, self.stages)
 
     def check_room(self, length: int) -> None:
         """Raise Full where so many bytes would touch the reserve. For any thread."""

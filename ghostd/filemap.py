@@ -191,6 +191,7 @@ class FileMap:
         "_pending_cut",
         "_pieced",
         "_source",
+        "changes",
         "dirty",
         "encoded",
         "frozen",
@@ -219,6 +220,7 @@ class FileMap:
         self.touched_from = _NOWHERE  # the lowest offset changed since the last barrier
         self.tail: Tail | None = None
         self.unstored = 0
+        self.changes = 0  # that readers would see
         self.passed_over = 0  # bytes of pieces that the last ingest left for the commit
 
     # --- reading -------------------------------------------------------------------------------
@@ -275,6 +277,7 @@ class FileMap:
         piece = Piece(data)
         end = offset + len(data)
         added = 0
+        self.changes += 1
         self.touched_from = min(self.touched_from, offset)
         if self.tail is not None and offset < self.tail.end:
             self.tail = None
@@ -319,6 +322,7 @@ class FileMap:
 
     def truncate(self, size: int, allocated: int) -> int:
         """Drop everything from `size` on; how many of the `allocated` bytes are left."""
+        self.changes += 1
         self.touched_from = min(self.touched_from, size)
         if self.tail is not None and size < self.tail.end:
             self.tail = None

@@ -65,6 +65,17 @@ class SmallFile(NamedTuple):
     replace: bool = True
 
 
+class CloneFile(NamedTuple):
+    """A file that gets the content of another one in the namespace."""
+
+    source_path: bytes
+    node: Node  # as it was seen there
+    path: bytes
+    metadata: Metadata
+    old: Node | None = None
+    replace: bool = True
+
+
 class Door:
     """Calls to the daemon. Methods block; any thread may call them."""
 
@@ -236,6 +247,10 @@ class DoorTree:
             chunked=True,
         )
 
+    def is_of(self, other: DoorTree) -> bool:
+        """Whether both are of one namespace."""
+        return self._door is other._door
+
     @property
     def label(self) -> str:
         """See Tree."""
@@ -380,15 +395,47 @@ class DoorTree:
                     outcomes[index] = error
         return outcomes
 
+    async def clone_many(
+        self, source: DoorTree, files: Sequence[CloneFile], *, xattrs: bool
+    ) -> Outcomes:
+        """Give small files what files of `source` have; each one succeeds or fails alone.
+
+        Busy, Changed: copy it. Raises RemoteError.
+        """
+        items = [self._clone_item(source, file) for file in files]
+        head = {"op": "clone", "files": items, "xattrs": xattrs}
+        return _outcomes(await self._door.ask(head))
+
+    async def clone_large(self, source: DoorTree, file: CloneFile) -> Node:
+        """Give a file what another one of `source` has, part by part. Raises RemoteError."""
+        item = self._clone_item(source, file)
+        where = item["path"]
+        async with Upload(self._door, self._store, where, Held(b"")) as upload:
+            await upload.begin()
+            head = {**item, "op": "clone_part", "stage": upload.stage, "at": 0}
+            while head["at"] < file.node.size:
+                head["at"] = (await self._door.ask(head)).head["at"]
+            item["stage"] = upload.stage
+            outcome = (await self._write([(item, [])]))[0]
+            if isinstance(outcome, RemoteError):
+                raise outcome
+            upload.named()
+            return outcome
+
+    def _clone_item(self, source: DoorTree, file: CloneFile) -> Head:
+        size = file.node.size
+        path = self._path(file.path)
+        item = _item(path, size, file.metadata, file.old, replace=file.replace)
+        item["from"] = source._path(file.source_path)
+        item["token"] = file.node.token
+        return item
+
     async def _write(self, items: Sequence[tuple[Head, Sequence[Extent]]]) -> Outcomes:
         for item, extents in items:
             item["extents"] = len(extents)
         body = packed(chain.from_iterable(extents for _, extents in items))
         head = {"op": "write", "files": [item for item, _ in items]}
-        answer = await self._door.ask(head, [body])
-        return [
-            error_of(result) or node_from_wire(result["node"]) for result in answer.head["results"]
-        ]
+        return _outcomes(await self._door.ask(head, [body]))
 
     async def mkdir(self, path: bytes, metadata: Metadata) -> None:
         """See Tree."""
@@ -431,6 +478,10 @@ class DoorTree:
     async def close(self) -> None:
         """See Tree. The door stays open: it has other users."""
         await trio.lowlevel.checkpoint()
+
+
+def _outcomes(answer: Message) -> Outcomes:
+    return [error_of(each) or node_from_wire(each["node"]) for each in answer.head["results"]]
 
 
 def _wholes(answer: Message) -> Wholes:

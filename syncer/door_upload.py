@@ -40,7 +40,13 @@ class Upload:
     """Stores a content and hands its extents over. Use it as a context."""
 
     def __init__(
-        self, door: Door, store: ChunkStore, path: str, content: Content, *, stage_extents: int
+        self,
+        door: Door,
+        store: ChunkStore,
+        path: str,
+        content: Content,
+        *,
+        stage_extents: int = STAGE_EXTENTS,
     ) -> None:
         """`path` is for messages. `stage_extents`: handed over when there are so many."""
         self._door = door
@@ -63,6 +69,10 @@ class Upload:
             with trio.CancelScope(shield=True), suppress(RemoteError):
                 head = {"op": "unstage", "path": self._path, "stage": self.stage}
                 await self._door.ask(head)
+
+    async def begin(self) -> None:
+        """Make the file, which has no name yet. Raises RemoteError."""
+        await self._hand_over()
 
     def named(self) -> None:
         """The file has its name."""

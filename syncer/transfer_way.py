@@ -111,7 +111,16 @@ def _through_the_door(run: Run, ends: Ends) -> Mover | None:
         from syncer.transfer_writers import EachWriter
 
         writer = EachWriter(target)
-    return ManyMover(source, writer, run.options, run.meter, take=run.limit.take)
+    mover = ManyMover(source, writer, run.options, run.meter, take=run.limit.take)
+    if not (isinstance(source, DoorTree) and isinstance(target, DoorTree)):
+        return mover
+    from syncer.transfer_clone import WAY, CloneMover
+
+    def cloned(files: int) -> None:
+        ways = run.report.how
+        ways[WAY] = ways.get(WAY, 0) + files
+
+    return CloneMover(source, target, run.options, run.meter, cloned, mover)
 
 
 def keep(run: Run, codec: str, results: Sequence[tuple[Step, StepResult]]) -> None:

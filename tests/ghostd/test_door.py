@@ -120,7 +120,7 @@ class Doors:
 
 
 @asynccontextmanager
-async def opened(folder: Path, remotes=None) -> AsyncIterator[Doors]:
+async def opened(folder: Path, remotes=None, door=CountingDoor) -> AsyncIterator[Doors]:
     clock = itertools.count(1_700_000_000 * 10**9, 10**6)
     world = ProjectedWorld(OsDisk(), remotes or {}, folder=folder, clock=lambda: next(clock))
     try:
@@ -130,9 +130,9 @@ async def opened(folder: Path, remotes=None) -> AsyncIterator[Doors]:
             server = DoorServer(world.store, names, Snapshots(world.keeper), InLoop(), Path("/mnt"))
             world.keeper.holds.append(lambda: server.holds)
             ends = server.open()
-            door = await trio.to_thread.run_sync(CountingDoor, ends)
-            yield Doors(world, server, door, names.stages, invalidator.names)
-            door.close()
+            client = await trio.to_thread.run_sync(door, ends)
+            yield Doors(world, server, client, names.stages, invalidator.names)
+            client.close()
             with trio.fail_after(10):
                 while server.visits:  # noqa: ASYNC110  its threads are ending
                     await trio.sleep(0.001)
