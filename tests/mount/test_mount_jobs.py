@@ -73,6 +73,24 @@ def test_every_verb_into_the_mount_within_it_and_out_of_it(ctl, source, mnt, mac
     assert manifest(mnt / "within") == expected
 
 
+def test_a_copy_within_the_mount_moves_no_byte(ctl, source, mnt):
+    expected = manifest(source)
+    ctl("copy", "-a", source, mnt / "in")
+    said = ctl("copy", "-a", "--verbose", mnt / "in", mnt / "within")
+    assert "by clone" in said
+    assert "  0 B moved" in said
+    assert manifest(mnt / "within") == expected
+    inside = (mnt / "in").relative_to(ctl.daemon.mount)
+    ctl("snapshot", "create", ctl.daemon.mount, "--name", "then")
+    shutil.rmtree(mnt / "in")
+    then = ctl.daemon.mount / ".snapshots" / "then" / inside
+    said = ctl("copy", "-a", "--verbose", then, mnt / "back")
+    assert "by clone" in said
+    assert "  0 B moved" in said
+    assert manifest(mnt / "back") == expected
+    ctl("verify", mnt / "within", mnt / "back")
+
+
 def test_backup_restore_and_verify(ctl, source, mnt, machine):
     expected = manifest(source)
     ctl("copy", "-a", source, mnt / "in")
