@@ -241,7 +241,6 @@ GROUPS: Final = {
     "push": (_PLACE, _KEPT[:3], _PUSHED, _MOVED[1:3], _QUEUED),
 }
 _ARCHIVE: Final = ("modes", "times", "owners", "xattrs", "hard_links", "specials")
-_NOT_COMPARED: Final = ("modes", "times")
 # What is not an option of the job itself.
 _OF_JOB: Final = frozenset({"schedule", "priority", "after"})
 _NOT_SENT: Final = frozenset({"places", "source", "destination", "archive", "delete", "detach"})
@@ -308,9 +307,7 @@ def job_of(verb: str, given: dict[str, Any], *, destination: str = "") -> dict[s
         for name, value in given.items()
         if value is False and name not in _NOT_SENT and name in _SWITCHES
     }
-    if verb == "verify":  # what is to be compared besides names, kinds, sizes and contents
-        options = dict.fromkeys(_NOT_COMPARED, False) | options
-    if given.get("archive") or verb == "restore":  # a snapshot has everything: it comes back
+    if given.get("archive"):
         options |= {name: True for name in _ARCHIVE if given.get(name) is not False}
     if given.get("delete"):
         if options.get("mode", "mirror") != "mirror":

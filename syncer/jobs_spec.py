@@ -11,20 +11,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from syncer.jobs_errors import BadJob
-from syncer.options import JobSpec, Options
+from syncer.options import JobSpec, Options, default_options
 
 
 def spec_fields(spec: JobSpec) -> dict[str, Any]:
-    """Return what JSON can hold; options that have their default are left out."""
+    """Return what JSON can hold; options that have their verb's default are left out."""
     fields = {
         field.name: value
         for field in dataclasses.fields(spec)
         if (value := getattr(spec, field.name)) != field.default and field.name != "options"
     }
+    usual = default_options(spec.verb)
     options = {
         field.name: value
         for field in dataclasses.fields(Options)
-        if (value := getattr(spec.options, field.name)) != field.default
+        if (value := getattr(spec.options, field.name)) != getattr(usual, field.name)
     }
     return {**fields, "options": options} if options else fields
 
@@ -54,27 +55,33 @@ def spec_of(fields: Any) -> JobSpec:
     options = values.pop("options", {})
     if not isinstance(options, Mapping):
         raise BadJob("options: not a JSON object")
-    made = _made(Options, dict(options), "options.")
-    spec = _made(JobSpec, values, "")
-    return dataclasses.replace(spec, options=made)
+    spec = _spec(values)
+    known = _known(Options, dict(options), "options.")
+    return dataclasses.replace(
+        spec, options=dataclasses.replace(default_options(spec.verb), **known)
+    )
 
 
-_T = typing.TypeVar("_T", JobSpec, Options)
-
-
-def _made(kind: type[_T], values: dict[str, Any], prefix: str) -> _T:
+def _known(kind: type[JobSpec | Options], values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the values as the fields want them. Raises BadJob."""
     types_ = typing.get_type_hints(kind)
     known = {}
     for name, value in values.items():
         if name not in types_ or name == "options":
             raise BadJob(f"{prefix}{name}: there is no such field")
         known[name] = _value(types_[name], value, prefix + name)
+    return known
+
+
+def _spec(values: dict[str, Any]) -> JobSpec:
+    """Return the job without its options. Raises BadJob."""
+    known = _known(JobSpec, values, "")
     try:
-        return kind(**known)
+        return JobSpec(**known)
     except TypeError as error:
         missing = [
             field.name
-            for field in dataclasses.fields(kind)
+            for field in dataclasses.fields(JobSpec)
             if field.name not in known and field.default is dataclasses.MISSING
         ]
         raise BadJob(f"the job lacks {', '.join(missing)}") from error

@@ -103,6 +103,19 @@ class Options:
     remote_options: tuple[str, ...] = ()
 
 
+_DEFAULTS: Final = {
+    # A snapshot has everything: it comes back.
+    Verb.RESTORE: Options(owners=True, xattrs=True),
+    # Names, kinds, sizes and contents; what else is compared is asked for.
+    Verb.VERIFY: Options(modes=False, times=False),
+}
+
+
+def default_options(verb: Verb) -> Options:
+    """Return how a verb is carried out unless the job says otherwise."""
+    return _DEFAULTS.get(verb, Options())
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """One job. Locations are as the user wrote them, made absolute: see `location`."""

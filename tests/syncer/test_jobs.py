@@ -17,7 +17,7 @@ from syncer.job_states import JobState, Wanted
 from syncer.jobs import Jobs
 from syncer.jobs_errors import BadJob, JobsDamaged, LeaseLost, NoSuchJob, NotNow
 from syncer.jobs_spec import decode_spec, encode_spec, spec_of
-from syncer.options import JobSpec, Mode, Options, Verb
+from syncer.options import JobSpec, Mode, Options, Verb, default_options
 from syncer.steps import Step, StepKind, StepResult, StepState
 from tests.syncer.jobs_host import Machine
 
@@ -138,6 +138,19 @@ def test_specs_come_back_from_json(value):
 def test_specs_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(BadJob, match=message):
         spec_of(fields)
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_what_is_not_said_is_as_the_verb_usually_is(verb):
+    usual = default_options(verb)
+    said = spec_of({"verb": str(verb), "source": "/a"})
+    assert said == JobSpec(verb, "/a", options=usual)
+    assert (said.options.modes, said.options.times) == ((verb is not Verb.VERIFY,) * 2)
+    assert (said.options.owners, said.options.xattrs) == ((verb is Verb.RESTORE,) * 2)
+    # Whatever it is, it comes back from the database as it was.
+    for options in (usual, Options(), Options(modes=False, owners=True, verify=True)):
+        spec = JobSpec(verb, "/a", options=options)
+        assert decode_spec(encode_spec(spec)) == spec
 
 
 # --- dependencies -------------------------------------------------------------------------------
