@@ -87,7 +87,7 @@ def _bad_bandwidth(case: Case) -> str:
     try:
         parse_timetable(case.options.bandwidth)
     except BadRate as error:
-        return f"--bandwidth: {error}"
+        return f"--bandwidth-limit: {error}"
     return ""
 
 
