@@ -53,7 +53,7 @@ class Looks:
         files: Sequence[tuple[str, Sequence[int] | None]],
         *,
         xattrs: bool,
-        bytes_max: int = BYTES_MAX,
+        bytes_max: int,
     ) -> list[Look | RemoteError]:
         """Files by their paths and tokens, in the same order; Busy: one too many."""
         found: list[Look | RemoteError] = []

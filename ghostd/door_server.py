@@ -21,7 +21,7 @@ from blockstore.errors import ChunkDamaged, ChunkMissing, OrbitError, StorageFul
 from blockstore.ids import Buffer, ChunkId
 from blockstore.store import BlockStore
 from ghostd.door_clones import wire_extents
-from ghostd.door_reads import content_of
+from ghostd.door_reads import BYTES_MAX, content_of
 from ghostd.door_tree import DoorTree
 from ghostd.in_loop import InLoop
 from syncer.catalogue import Snapshot, decode_snapshot
@@ -223,7 +223,9 @@ class DoorServer:
 
     def _read_many(self, _: _Visit, request: Message) -> Reply:
         files, xattrs = request.head["files"], request.head["xattrs"]
-        looks = self._loop.wait(lambda: self._tree.looks.all(files, xattrs=xattrs))
+        looks = self._loop.wait(
+            lambda: self._tree.looks.all(files, xattrs=xattrs, bytes_max=BYTES_MAX)
+        )
         heads, parts = content_of(self._store, looks)
         return {"files": heads}, parts
 

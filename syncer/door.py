@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import queue
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import trio
 
-from blockstore.chunker import Chunker, ChunkerParams
-from blockstore.errors import ChunkMissing
-from blockstore.ids import Buffer, ChunkId, chunk_id
-from syncer.catalogue import Listing, Snapshot, decode_snapshot
+from blockstore.chunker import ChunkerParams
+from blockstore.ids import Buffer
+from syncer.door_files import (
+    CloneFile,
+    Outcomes,
+    SmallFile,
+    Wholes,
+    item_of,
+    outcomes_of,
+    portions,
+    wholes_of,
+)
 from syncer.door_protocol import (
     DoorClosed,
     Extent,
@@ -33,47 +41,19 @@ from syncer.door_protocol import (
     text,
     xattrs_from_wire,
 )
+from syncer.door_store import DoorCatalogue, DoorStore
 from syncer.door_upload import STAGE_EXTENTS, Extents, Upload, packed
 from syncer.ranges import Ranges
-from syncer.remotes.errors import Busy, RemoteError, Unsupported
+from syncer.remotes.errors import Busy, RemoteError
 from syncer.remotes.held import Held
 from syncer.tree import Content, Features, Metadata, Node, NodeKind, PageSink, Whole
 
-# In one message: the daemon makes room for it in one go, during which the mount waits: 0.14 ms for
-# 4 MiB, 0.7 ms for 16.
-_PUT_BYTES = 4 << 20
-_FETCH_IDS = 64
-_READ_FILES = 256  # small files with one call
-_READ_BYTES = 4 << 20
 _PAGE = 2_000
 _TRIES: Final = 3  # to store a file whose chunks a collection removed meanwhile
 
 
-Outcomes = list[Node | RemoteError]
 Items = list[tuple[Head, Extents]]
 Buffers = list[Buffer]
-Wholes = list[Whole | RemoteError]
-
-
-class SmallFile(NamedTuple):
-    """A file whose bytes are at hand."""
-
-    path: bytes
-    data: bytes
-    metadata: Metadata
-    old: Node | None = None
-    replace: bool = True
-
-
-class CloneFile(NamedTuple):
-    """A file that gets the content of another one in the namespace."""
-
-    source_path: bytes
-    node: Node  # as it was seen there
-    path: bytes
-    metadata: Metadata
-    old: Node | None = None
-    replace: bool = True
 
 
 class Door:
@@ -135,88 +115,6 @@ class Door:
         """Close all connections."""
         for connection in self._all:
             connection.close()
-
-
-class DoorStore:
-    """The daemon's store. See ChunkStore."""
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._chunker = Chunker(door.chunker)
-
-    def cut(self, data: Buffer) -> list[int]:
-        """See ChunkStore."""
-        return self._chunker.cut(data)
-
-    def put(self, chunks: Sequence[Buffer]) -> list[ChunkId]:
-        """See ChunkStore. Chunks that the daemon has are not sent."""
-        ids = [chunk_id(chunk) for chunk in chunks]
-        known = self.contains(ids)
-        sent: set[ChunkId] = set()
-        batch: list[Buffer] = []
-        size = 0
-        for name, chunk in zip(ids, chunks, strict=True):
-            if name in known or name in sent:
-                continue
-            sent.add(name)
-            batch.append(chunk)
-            size += len(chunk)
-            if size >= _PUT_BYTES:
-                self._put(batch)
-                batch, size = [], 0
-        if batch:
-            self._put(batch)
-        return ids
-
-    def _put(self, chunks: Sequence[Buffer]) -> None:
-        self._door.call({"op": "put", "lengths": [len(chunk) for chunk in chunks]}, chunks)
-
-    def contains(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
-        """See ChunkStore. What is returned may be named by what is written next."""
-        names = list(ids)
-        if not names:
-            return set()
-        answer = self._door.call({"op": "bind"}, [b"".join(names)])
-        return {name for name, there in zip(names, answer.body, strict=True) if there}
-
-    def fetch(self, ids: Sequence[ChunkId]) -> dict[ChunkId, bytes]:
-        """See ChunkStore."""
-        found: dict[ChunkId, bytes] = {}
-        names = list(dict.fromkeys(ids))
-        for at in range(0, len(names), _FETCH_IDS):
-            some = names[at : at + _FETCH_IDS]
-            answer = self._door.call({"op": "fetch"}, [b"".join(some)])
-            missing = answer.head["missing"]
-            if missing:
-                raise ChunkMissing(ChunkId(bytes.fromhex(missing[0])))
-            parts = split(answer.body, answer.head["lengths"])
-            found.update(zip(some, map(bytes, parts), strict=True))
-        return found
-
-    def sync(self) -> None:
-        """See ChunkStore."""
-        self._door.call({"op": "sync"})
-
-
-class DoorCatalogue:
-    """The snapshots of the daemon's store. See Catalogue."""
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-
-    async def list(self) -> Listing:
-        """See Catalogue. Damaged records are the daemon's to tell of."""
-        answer = await self._door.ask({"op": "snapshots"})
-        records = split(answer.body, answer.head["lengths"])
-        return Listing([decode_snapshot(bytes(record)) for record in records], [])
-
-    async def add(self, snapshot: Snapshot) -> None:
-        """See Catalogue."""
-        await self._door.ask({"op": "record"}, [snapshot.encode()])
-
-    async def remove(self, snapshot: Snapshot) -> None:
-        """See Catalogue."""
-        raise Unsupported(f"{snapshot.name}: remove it with orbit-ctl snapshot remove")
 
 
 class DoorTree:
@@ -295,10 +193,10 @@ class DoorTree:
     ) -> Sequence[Whole | RemoteError]:
         """See ManyReader. One call brings some MiB."""
         found: Wholes = []
-        for some in _portions(files):
+        for some in portions(files):
             wanted = [(self._path(path), node.token) for path, node in some]
             head = {"op": "read_many", "files": wanted, "xattrs": xattrs}
-            found += _wholes(await self._door.ask(head))
+            found += wholes_of(await self._door.ask(head))
         return found
 
     async def xattrs(self, path: bytes) -> Mapping[bytes, bytes]:
@@ -346,7 +244,7 @@ class DoorTree:
             self._door, self._store, where, content, stage_extents=self.stage_extents
         ) as upload:
             await upload.run(ranges)
-            item = _item(where, content.size, metadata, old, replace=replace)
+            item = item_of(where, content.size, metadata, old, replace=replace)
             item["stage"] = upload.stage
             outcome = (await self._write([(item, upload.extents)]))[0]
             if isinstance(outcome, RemoteError):
@@ -372,7 +270,7 @@ class DoorTree:
                 for length in lengths:
                     extents.append((at, length, 0, next(ids)))
                     at += length
-                item = _item(
+                item = item_of(
                     self._path(file.path), at, file.metadata, file.old, replace=file.replace
                 )
                 items.append((item, extents))
@@ -404,7 +302,7 @@ class DoorTree:
         """
         items = [self._clone_item(source, file) for file in files]
         head = {"op": "clone", "files": items, "xattrs": xattrs}
-        return _outcomes(await self._door.ask(head))
+        return outcomes_of(await self._door.ask(head))
 
     async def clone_large(self, source: DoorTree, file: CloneFile) -> Node:
         """Give a file what another one of `source` has, part by part. Raises RemoteError."""
@@ -425,7 +323,7 @@ class DoorTree:
     def _clone_item(self, source: DoorTree, file: CloneFile) -> Head:
         size = file.node.size
         path = self._path(file.path)
-        item = _item(path, size, file.metadata, file.old, replace=file.replace)
+        item = item_of(path, size, file.metadata, file.old, replace=file.replace)
         item["from"] = source._path(file.source_path)
         item["token"] = file.node.token
         return item
@@ -435,7 +333,7 @@ class DoorTree:
             item["extents"] = len(extents)
         body = packed(chain.from_iterable(extents for _, extents in items))
         head = {"op": "write", "files": [item for item, _ in items]}
-        return _outcomes(await self._door.ask(head, [body]))
+        return outcomes_of(await self._door.ask(head, [body]))
 
     async def mkdir(self, path: bytes, metadata: Metadata) -> None:
         """See Tree."""
@@ -478,47 +376,3 @@ class DoorTree:
     async def close(self) -> None:
         """See Tree. The door stays open: it has other users."""
         await trio.lowlevel.checkpoint()
-
-
-def _outcomes(answer: Message) -> Outcomes:
-    return [error_of(each) or node_from_wire(each["node"]) for each in answer.head["results"]]
-
-
-def _wholes(answer: Message) -> Wholes:
-    told = answer.head["files"]
-    parts = iter(split(answer.body, [each["length"] for each in told if "error" not in each]))
-    found: Wholes = []
-    for each in told:
-        error = error_of(each)
-        if error is not None:
-            found.append(error)
-        else:
-            kept = each["xattrs"]
-            found.append(
-                Whole(bytes(next(parts)), None if kept is None else xattrs_from_wire(kept))
-            )
-    return found
-
-
-def _portions(files: Sequence[tuple[bytes, Node]]) -> Iterator[list[tuple[bytes, Node]]]:
-    """As many as one call asks for."""
-    some: list[tuple[bytes, Node]] = []
-    size = 0
-    for each in files:
-        if some and (len(some) == _READ_FILES or size + each[1].size > _READ_BYTES):
-            yield some
-            some, size = [], 0
-        some.append(each)
-        size += each[1].size
-    if some:
-        yield some
-
-
-def _item(path: str, size: int, metadata: Metadata, old: Node | None, *, replace: bool) -> Head:
-    return {
-        "path": path,
-        "size": size,
-        "metadata": metadata_to_wire(metadata),
-        "old": None if old is None else old.token,
-        "replace": replace,
-    }

@@ -11,7 +11,8 @@ from typing import Final
 
 import trio
 
-from syncer.door import CloneFile, DoorTree
+from syncer.door import DoorTree
+from syncer.door_files import CloneFile
 from syncer.options import Options
 from syncer.remotes.errors import RemoteError
 from syncer.steps import StepResult, StepState, TakenStep

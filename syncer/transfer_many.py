@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
-from syncer.door import SmallFile
+from syncer.door_files import SmallFile
 from syncer.options import Options
 from syncer.remotes.errors import TRANSIENT, Changed, Exists, Full, Missing, RemoteError
 from syncer.small_reads import Wanted, read_small

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from syncer.door import SmallFile
+from syncer.door_files import SmallFile
 from syncer.local_copy import NewFile, write_files
 from syncer.local_tree import LocalTree
 from syncer.remotes.errors import RemoteError

@@ -27,8 +27,10 @@ from ghostd.keeper import CollectionRefused, Keeper
 from syncer import door_upload
 from syncer.backup import backup
 from syncer.catalogue import Snapshot
-from syncer.door import Door, DoorStore, DoorTree, SmallFile
+from syncer.door import Door, DoorTree
+from syncer.door_files import SmallFile
 from syncer.door_protocol import DoorClosed, Head, Message
+from syncer.door_store import DoorStore
 from syncer.options import Options
 from syncer.remote_tree import RemoteTree
 from syncer.remotes.errors import Busy, Changed, Denied, Exists, Missing, NotEmpty

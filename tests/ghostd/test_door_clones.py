@@ -11,7 +11,7 @@ import trio
 from blockstore.ids import Buffer
 from ghostd import door_clones
 from syncer import transfer_clone
-from syncer.door import CloneFile
+from syncer.door_files import CloneFile
 from syncer.door_protocol import Head, Message
 from syncer.options import Verb
 from syncer.remotes.errors import Busy, Changed

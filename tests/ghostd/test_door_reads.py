@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from blockstore.ids import ChunkId
-from ghostd import door_reads
+from ghostd import door_server
 from syncer.context import Context
-from syncer.door import SmallFile
+from syncer.door_files import SmallFile
 from syncer.engine import run_job
 from syncer.events import Report, Silence
 from syncer.options import JobSpec, Options, Verb
@@ -131,7 +131,7 @@ async def test_a_damaged_chunk_costs_its_file_only(tmp_path):
 
 
 async def test_an_answer_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(door_reads, "BYTES_MAX", 25_000)
+    monkeypatch.setattr(door_server, "BYTES_MAX", 25_000)
     async with opened(tmp_path) as doors:
         for number in range(3):
             await doors.tree.write(b"f%d" % number, Bytes(b"%d" % number * 10_000), PLAIN)
