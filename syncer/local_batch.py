@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from syncer.local_bytes import Method
 from syncer.local_files import publish
-from syncer.local_root import OPEN_NEW, Directories, sync_directory
+from syncer.local_root import OPEN_NEW, Directories
 from syncer.remotes.errors import Full, RemoteError
 from syncer.remotes.local import remote_error, system_errors
 from syncer.tree import Node
@@ -40,9 +40,6 @@ class Place(NamedTuple):
 
 
 UNDONE: Final = CopyOutcome()
-# More directories are synced as one file system: while others write into them, each of their
-# fsyncs may be a commit of the journal.
-_FOLDERS_MAX: Final = 8
 
 
 class Batch:
@@ -56,7 +53,6 @@ class Batch:
         self._places = places
         self._durable = durable
         self._written: list[tuple[int, bytes]] = []  # numbers of places, temporary names
-        self._named: list[int] = []
         self._writers = threading.Condition()
         self._running = 0
         self._stopped = False
@@ -139,10 +135,12 @@ class Batch:
             os.unlink(temporary, dir_fd=directories.spot(path)[0])
 
     def publish(self) -> list[CopyOutcome]:
-        """Bring all to the disk, and give them their names; what became of each."""
+        """Bring all to the disk, and give them their names; what became of each.
+
+        The names are on the disk after the tree's next `sync`.
+        """
         self.store()
         self.name()
-        self.store_names()
         return self.outcomes
 
     def store(self) -> None:
@@ -166,19 +164,9 @@ class Batch:
         ):
             while self._written and not self._stopped:
                 number, temporary = self._written.pop()
-                if self._name(directories, number, temporary):
-                    self._named.append(number)
+                self._name(directories, number, temporary)
 
-    def store_names(self) -> None:
-        """Bring the names to the disk."""
-        if self._durable and self._named:
-            with (
-                self._at_work(),
-                contextlib.closing(Directories(self._target.root)) as directories,
-            ):
-                self._sync_directories(directories)
-
-    def _name(self, directories: Directories, number: int, temporary: bytes) -> bool:
+    def _name(self, directories: Directories, number: int, temporary: bytes) -> None:
         place = self._places[number]
         where = self._target.root.path(place.path)
         try:
@@ -189,29 +177,8 @@ class Batch:
         except RemoteError as error:
             self.fail(number, error)
         else:
-            return True
-        self._remove(directories, place.path, temporary)
-        return False
-
-    def _sync_directories(self, directories: Directories) -> None:
-        folders: dict[bytes, list[int]] = {}
-        for index in self._named:
-            folders.setdefault(self._places[index].path.rpartition(b"/")[0], []).append(index)
-        if len(folders) > _FOLDERS_MAX:
-            try:
-                with system_errors(self._target.root.root):
-                    self._target.touched.sync()
-            except RemoteError as error:
-                for index in self._named:
-                    self.fail(index, error)
             return
-        for folder, indexes in folders.items():
-            try:
-                with system_errors(self._target.root.path(folder)):
-                    sync_directory(directories.at(folder))
-            except RemoteError as error:
-                for index in indexes:
-                    self.fail(index, error)
+        self._remove(directories, place.path, temporary)
 
     def close(self) -> None:
         """Wait until nobody writes any more, and remove what was not published."""

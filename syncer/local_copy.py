@@ -24,8 +24,9 @@ from syncer import linux
 from syncer.local_batch import Batch, CopyOutcome, Place
 from syncer.local_bytes import Method, Ways, write_all
 from syncer.local_draft import umask
+from syncer.local_features import is_served
 from syncer.local_nodes import apply, read_xattrs, same
-from syncer.local_root import Directories
+from syncer.local_root import Directories, LocalRoot
 from syncer.local_tree import LocalTree
 from syncer.options import Options
 from syncer.remotes.errors import Changed
@@ -36,7 +37,6 @@ __all__ = ["CopyItem", "CopyOutcome", "Method", "NewFile", "copy_files", "write_
 
 _THREADS: Final = 4  # of a batch that waits
 _TRIAL: Final = 64  # files of a batch that show whether it does
-_WAITS_MAX: Final = 1.0  # a file, of a batch that does not: some come from the interpreter's lock
 _PRIVATE: Final = 0o600
 
 
@@ -68,8 +68,8 @@ async def copy_files(
     """Copy files, some hundred in a batch; what became of each, in the same order.
 
     Of `options`: modes, times, owners (by number: it is one machine), xattrs and durable. When this
-    returns, all that succeeded is on the disk under its names. Files with several names are copied
-    as files of their own. Parents are made.
+    returns, the bytes of all that succeeded are on the disk; their names are after `target.sync()`,
+    as with Tree.write. Files with several names are copied as files of their own. Parents are made.
     """
     copying = _Copying(source, options)
     places = [Place(item.path, item.old, item.replace) for item in items]
@@ -87,7 +87,7 @@ async def copy_files(
                 mode = copying.mode(item)
                 batch.write(directories, index, partial(copying.copy, sources, item, mode), mode)
 
-    return await _run(target, batch, len(items), work)
+    return await _run((source.root, target.root), target, batch, len(items), work)
 
 
 async def write_files(
@@ -105,23 +105,21 @@ async def write_files(
                     return
                 batch.write(directories, index, partial(_write, files[index], mask))
 
-    return await _run(target, batch, len(files), work)
+    return await _run((target.root,), target, batch, len(files), work)
 
 
 async def _run(
-    target: LocalTree, batch: Batch, count: int, work: Callable[[int, int], None]
+    roots: Sequence[LocalRoot],
+    target: LocalTree,
+    batch: Batch,
+    count: int,
+    work: Callable[[int, int], None],
 ) -> list[CopyOutcome]:
-    def try_some(stop: int) -> int:
-        """Waits of this thread."""
-        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-        work(0, stop)
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
-
     tried = min(count, _TRIAL)
     try:
         async with target.turns:
-            waits = await target.wait(try_some, tried)
-            threads, left = 1 if waits < tried * _WAITS_MAX else _THREADS, count - tried
+            waits = await target.wait(_waits, roots, work, tried)
+            threads, left = _THREADS if waits else 1, count - tried
             async with trio.open_nursery() as nursery:
                 for number in range(threads):
                     start, stop = number * left // threads, (number + 1) * left // threads
@@ -130,11 +128,18 @@ async def _run(
         await target.wait(batch.store)
         async with target.turns:
             await target.wait(batch.name)
-        await target.wait(batch.store_names)
         return batch.outcomes
     finally:
         batch.stop()
         await target.finish(batch.close)
+
+
+def _waits(roots: Sequence[LocalRoot], work: Callable[[int, int], None], count: int) -> bool:
+    """Do the first of the work; whether most of it waits for a disk to read, or for a server."""
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+    work(0, count)
+    read = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock - before
+    return read >= count or any(is_served(root.root) for root in roots)
 
 
 class _New(NamedTuple):
