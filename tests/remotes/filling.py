@@ -1,13 +1,20 @@
-"""Fills object stores quickly: many objects at once, past the code under test."""
+"""Object stores: their servers behind proxies, and how they are filled past the code under test."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import trio
 
+from syncer.remotes.bridge import Bridge
+from syncer.remotes.machinery import Machinery
 from syncer.remotes.remote import Remote
-from tests.remotes.kinds import FILLED_AT_NS, RemotePlace
+from tests.remotes.kinds import FILLED_AT_NS, RemotePlace, Server, machinery
+from tests.servers.proxy import Proxy
 
 AT_ONCE = 16
 
@@ -48,3 +55,45 @@ class ObjectPlace(RemotePlace):
     async def fill(self, files: Mapping[bytes, bytes], mtime_ns: int = FILLED_AT_NS) -> None:
         """See Place. Another time makes no other version here: other bytes do."""
         await fill(self._put, {self._prefix + key.decode(): data for key, data in files.items()})
+
+
+class ObjectServer(Server):
+    """A server behind a proxy, which goes away instead: its data or its port would not stay."""
+
+    driver: Callable[[str, Mapping[str, str], Machinery], Awaitable[Remote]]
+
+    def __init__(
+        self, folder: Path, proxy: Proxy, environment: Mapping[str, str], way: Mapping[str, str]
+    ) -> None:
+        """`environment` lets a client in, `way` leads it through the proxy."""
+        self.proxy = proxy
+        self._folder = folder
+        self._environment = environment
+        self._way = way
+        self._numbers = itertools.count()
+
+    def machinery(
+        self, bridge: Bridge, environment: Mapping[str, str] | None = None, **changes: Any
+    ) -> Machinery:
+        """What opens remotes that go through the proxy."""
+        let_in = self._environment if environment is None else environment
+        return machinery(bridge, self._folder, environment={**let_in, **self._way}, **changes)
+
+    async def open(
+        self,
+        bridge: Bridge,
+        url: str,
+        options: Mapping[str, str] = {},
+        environment: Mapping[str, str] | None = None,
+        **changes: Any,
+    ) -> Remote:
+        """A remote that goes through the proxy."""
+        return await type(self).driver(url, options, self.machinery(bridge, environment, **changes))
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """See Server."""
+        self.proxy.change(refuse=True)
+        self.proxy.reset_connections()
+        yield
+        self.proxy.heal()

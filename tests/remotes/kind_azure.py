@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from syncer.remotes import azure
 from syncer.remotes.bridge import Bridge
+from syncer.remotes.machinery import Machinery
 from syncer.remotes.remote import Remote
-from tests.remotes.filling import ObjectPlace
-from tests.remotes.kinds import Kind, Place, Server, machinery, utf8_name
+from tests.remotes.filling import ObjectPlace, ObjectServer
+from tests.remotes.kinds import Kind, Place, utf8_name
 from tests.servers.azurite import ACCOUNT, Azurite, azurite
 from tests.servers.proxy import Proxy
 
 
-class AzureServer(Server):
+class AzureServer(ObjectServer):
     """Azurite behind a proxy."""
 
-    def __init__(self, folder: Path, server: Azurite, proxy: Proxy) -> None:
-        self._folder = folder
-        self.server = server
-        self.proxy = proxy
-        self._names = itertools.count()
+    driver = staticmethod(azure.open_remote)
 
-    async def open(
-        self,
-        bridge: Bridge,
-        url: str,
-        options: Mapping[str, str] = {},
-        environment: Mapping[str, str] | None = None,
-        **changes: Any,
-    ) -> Remote:
-        """A remote that goes through the proxy."""
-        if environment is None:
-            environment = self.server.environment
-        way = {"AZURE_STORAGE_ENDPOINT": f"http://127.0.0.1:{self.proxy.port}/{ACCOUNT}"}
-        given = machinery(bridge, self._folder, environment={**environment, **way}, **changes)
-        return await azure.open_remote(url, options, given)
+    def __init__(self, folder: Path, server: Azurite, proxy: Proxy) -> None:
+        way = {"AZURE_STORAGE_ENDPOINT": f"http://127.0.0.1:{proxy.port}/{ACCOUNT}"}
+        super().__init__(folder, proxy, server.environment, way)
+        self.server = server
+
+    def _container(self) -> str:
+        container = f"place-{next(self._numbers)}"
+        self.server.make_container(container)
+        return container
 
     def place(self, bridge: Bridge) -> Place:
-        container = f"place-{next(self._names)}"
-        self.server.make_container(container)
+        container = self._container()
 
         async def opener() -> Remote:
             return await self.open(bridge, f"az://{container}")
@@ -58,13 +47,8 @@ class AzureServer(Server):
 
         return ObjectPlace(opener, put)
 
-    @contextlib.contextmanager
-    def away(self) -> Iterator[None]:
-        # Its data is in its memory: the way to it is cut instead.
-        self.proxy.change(refuse=True)
-        self.proxy.reset_connections()
-        yield
-        self.proxy.heal()
+    def address(self, bridge: Bridge) -> tuple[str, Machinery]:
+        return f"az://{self._container()}/a b", self.machinery(bridge)
 
 
 @contextlib.contextmanager

@@ -3,61 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from syncer.remotes import gcs
 from syncer.remotes.bridge import Bridge
+from syncer.remotes.machinery import Machinery
 from syncer.remotes.remote import Remote
-from tests.remotes.filling import ObjectPlace
-from tests.remotes.kinds import Kind, Place, Server, machinery, utf8_name
+from tests.remotes.filling import ObjectPlace, ObjectServer
+from tests.remotes.kinds import Kind, Place, utf8_name
 from tests.servers.fake_gcs import FakeGcs, fake_gcs
 from tests.servers.processes import free_port
 from tests.servers.proxy import Proxy
 
 
-class GcsServer(Server):
+class GcsServer(ObjectServer):
     """fake-gcs-server behind a proxy."""
 
-    def __init__(self, folder: Path, server: FakeGcs, proxy: Proxy) -> None:
-        self._folder = folder
-        self.server = server
-        self.proxy = proxy
-        self._names = itertools.count()
+    driver = staticmethod(gcs.open_remote)
 
-    async def open(
-        self,
-        bridge: Bridge,
-        url: str,
-        options: Mapping[str, str] = {},
-        environment: Mapping[str, str] | None = None,
-        **changes: Any,
-    ) -> Remote:
-        """A remote that goes through the proxy."""
-        if environment is None:
-            environment = self.server.environment
-        way = {"STORAGE_EMULATOR_HOST": f"127.0.0.1:{self.proxy.port}"}
-        given = machinery(bridge, self._folder, environment={**environment, **way}, **changes)
-        return await gcs.open_remote(url, options, given)
+    def __init__(self, folder: Path, server: FakeGcs, proxy: Proxy) -> None:
+        way = {"STORAGE_EMULATOR_HOST": f"127.0.0.1:{proxy.port}"}
+        super().__init__(folder, proxy, server.environment, way)
+        self.server = server
+
+    def _bucket(self) -> str:
+        bucket = f"place-{next(self._numbers)}"
+        self.server.make_bucket(bucket)
+        return bucket
 
     def place(self, bridge: Bridge) -> Place:
-        bucket = f"place-{next(self._names)}"
-        self.server.make_bucket(bucket)
+        bucket = self._bucket()
 
         async def opener() -> Remote:
             return await self.open(bridge, f"gs://{bucket}")
 
         return ObjectPlace(opener, lambda key, data: self.server.put(bucket, key, data))
 
-    @contextlib.contextmanager
-    def away(self) -> Iterator[None]:
-        # Its data is in its memory: the way to it is cut instead.
-        self.proxy.change(refuse=True)
-        self.proxy.reset_connections()
-        yield
-        self.proxy.heal()
+    def address(self, bridge: Bridge) -> tuple[str, Machinery]:
+        return f"gs://{self._bucket()}/a b", self.machinery(bridge)
 
 
 @contextlib.contextmanager

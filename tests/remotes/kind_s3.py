@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from syncer.remotes import s3
 from syncer.remotes.bridge import Bridge
+from syncer.remotes.machinery import Machinery
 from syncer.remotes.remote import Remote
-from tests.remotes.filling import ObjectPlace
-from tests.remotes.kinds import Kind, Place, Server, machinery, utf8_name
+from tests.remotes.filling import ObjectPlace, ObjectServer
+from tests.remotes.kinds import Kind, Place, utf8_name
 from tests.servers.proxy import Proxy
 from tests.servers.seaweedfs import SeaweedFs, seaweedfs
 
 BUCKET = "conformance"
 
 
-class S3Server(Server):
+class S3Server(ObjectServer):
     """SeaweedFS behind a proxy."""
 
-    def __init__(self, folder: Path, server: SeaweedFs, proxy: Proxy) -> None:
-        self._folder = folder
-        self.server = server
-        self.proxy = proxy
-        self.store = server.store(BUCKET)
-        self._names = itertools.count()
+    driver = staticmethod(s3.open_remote)
 
-    async def open(
-        self,
-        bridge: Bridge,
-        url: str,
-        options: Mapping[str, str] = {},
-        environment: Mapping[str, str] | None = None,
-        **changes: Any,
-    ) -> Remote:
-        """A remote that goes through the proxy."""
-        if environment is None:
-            environment = self.server.environment
-        way = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.proxy.port}"}
-        given = machinery(bridge, self._folder, environment={**environment, **way}, **changes)
-        return await s3.open_remote(url, options, given)
+    def __init__(self, folder: Path, server: SeaweedFs, proxy: Proxy) -> None:
+        way = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+        super().__init__(folder, proxy, server.environment, way)
+        self.server = server
+        self.store = server.store(BUCKET)
 
     def place(self, bridge: Bridge) -> Place:
-        prefix = f"place-{next(self._names)}/"
+        prefix = f"place-{next(self._numbers)}/"
         url = f"s3://{BUCKET}/{prefix}"
 
         def put(key: str, data: bytes) -> None:
@@ -59,13 +44,8 @@ class S3Server(Server):
 
         return ObjectPlace(opener, put, prefix)
 
-    @contextlib.contextmanager
-    def away(self) -> Iterator[None]:
-        # Its ports cannot be had again for certain: the way to it is cut instead.
-        self.proxy.change(refuse=True)
-        self.proxy.reset_connections()
-        yield
-        self.proxy.heal()
+    def address(self, bridge: Bridge) -> tuple[str, Machinery]:
+        return f"s3://{BUCKET}/address-{next(self._numbers)}/a b", self.machinery(bridge)
 
 
 @contextlib.contextmanager

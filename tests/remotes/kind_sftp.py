@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote_from_bytes
 
 from syncer.remotes.bridge import Bridge
+from syncer.remotes.machinery import Machinery
 from syncer.remotes.sftp import open_remote
 from tests.remotes.kinds import FolderPlace, Kind, Place, Server, machinery
 from tests.servers.openssh import OpenSsh, openssh
@@ -19,6 +20,10 @@ class _Sshd(Server):
         self._folder = folder
         self._sshd = sshd
         self._numbers = itertools.count()
+
+    def address(self, bridge: Bridge) -> tuple[str, Machinery]:
+        folder = self._folder / f"address {next(self._numbers)}" / "a b"
+        return self._sshd.url(quote_from_bytes(bytes(folder))), machinery(bridge, self._sshd.home)
 
     def place(self, bridge: Bridge) -> Place:
         folder = self._folder / f"odd % name? {next(self._numbers)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.credentials import Credentials
+from syncer.remotes.machinery import Machinery
 from syncer.remotes.remote import Remote
 from syncer.remotes.smb import open_remote
 from tests.remotes.kinds import FolderPlace, Kind, Place, Server, machinery, utf8_name
@@ -32,11 +33,18 @@ class SmbServer(Server):
         self._credentials = credentials(home, samba)
         self._numbers = itertools.count()
 
+    def _machinery(self, bridge: Bridge) -> Machinery:
+        return machinery(bridge, self._home, credentials=self._credentials)
+
+    def address(self, bridge: Bridge) -> tuple[str, Machinery]:
+        url = self.samba.url(f"address-{next(self._numbers)}/a b")
+        return url, self._machinery(bridge)
+
     def place(self, bridge: Bridge) -> Place:
         name = f"place-{next(self._numbers)}"
         folder = self.samba.folder / name
         folder.mkdir()
-        given = machinery(bridge, self._home, credentials=self._credentials)
+        given = self._machinery(bridge)
 
         async def opener() -> Remote:
             return await open_remote(self.samba.url(name), {}, given)

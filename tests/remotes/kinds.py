@@ -179,6 +179,10 @@ class Server(ABC):
     def place(self, bridge: Bridge) -> Place:
         """A new place; its remotes use `bridge`."""
 
+    def address(self, bridge: Bridge) -> tuple[str, Machinery]:
+        """A URL of its own at which nothing is yet, and what opens it."""
+        raise NotImplementedError
+
     def away(self) -> AbstractContextManager[None]:
         """Unreachable inside, with the same data and ready at the same address afterwards."""
         raise NotImplementedError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,7 +20,10 @@ from blockstore.ids import chunk_id
 from syncer import repository_lock
 from syncer.context import Context, _Shared
 from syncer.ends import open_tree
+from syncer.engine import run_job
+from syncer.events import Silence
 from syncer.location import parse
+from syncer.options import JobSpec, Verb, default_options
 from syncer.prune import prune
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.errors import Denied, Unreachable
@@ -38,10 +41,9 @@ from syncer.repository_lock import LEASE_S, LockInfo, Process, goes_with, list_l
 from syncer.small_files import LocalFiles, RemoteFiles, SmallFiles
 from syncer.snapshot_tree import SnapshotTree
 from syncer.tree import ROOT
-from tests.remotes.kinds import machinery
+from tests.remotes.kinds import Server, find_kinds, machinery
 from tests.servers.openssh import openssh
-from tests.servers.proxy import Proxy
-from tests.servers.seaweedfs import seaweedfs
+from tests.syncer.remote_trees import server_of
 from tests.syncer.repositories import (
     SMALL,
     URL,
@@ -412,47 +414,29 @@ def bridge() -> Iterator[Bridge]:
 PATIENCE = RemotePolicy(attempts_max=4, backoff_s=0.02, breaker_after_s=600.0)
 
 
-@pytest.fixture(params=["sftp", "s3"])
-def served(request: pytest.FixtureRequest, tmp_path: Path, bridge: Bridge):
-    """A URL, a context that reaches it, and how to take the server away."""
-    with contextlib.ExitStack() as stack:
-        if request.param == "sftp":
-            sshd = stack.enter_context(openssh())
-            given = machinery(bridge, sshd.home)
-            url = sshd.url(tmp_path / "served")
-            away, back = sshd.stop, sshd.start
-        else:
-            server = stack.enter_context(seaweedfs())
-            server.make_bucket("backups")
-            proxy = stack.enter_context(Proxy(server.port))
-            way = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
-            given = machinery(bridge, tmp_path, environment={**server.environment, **way})
-            url = "s3://backups/of this machine"
-            back = proxy.heal
-
-            def away() -> None:
-                proxy.change(refuse=True)
-                proxy.reset_connections()
-
-        context = Context(
-            state=tmp_path / "state",
-            cache=tmp_path / "cache",
-            _shared=_Shared(machinery=given, policy=PATIENCE),
-        )
-        yield url, context, away, back
+@pytest.fixture(params=["sftp", "smb", "s3", "azure", "gcs"])
+def served(
+    request: pytest.FixtureRequest, tmp_path: Path, bridge: Bridge
+) -> tuple[Server, str, Context]:
+    """A server, a URL at which nothing is yet, and a context that reaches it."""
+    kind = next(kind for kind in find_kinds() if kind.name == request.param)
+    server = server_of(kind)
+    url, given = server.address(bridge)
+    context = Context(
+        state=tmp_path / "state",
+        cache=tmp_path / "cache",
+        _shared=_Shared(machinery=given, policy=PATIENCE),
+    )
+    return server, url, context
 
 
-async def test_on_a_real_server(served, tmp_path: Path) -> None:
-    url, context, away, back = served
+async def test_on_a_real_server(served: tuple[Server, str, Context], tmp_path: Path) -> None:
+    server, url, context = served
     first, second = folder_with(tmp_path / "1", 1), folder_with(tmp_path / "2", 2)
     async with opened(context, location=url) as repository:
         await record(repository, "one", first)
-        away()
-        try:
-            with pytest.raises(StorageFailed) as caught:
-                await record(repository, "two", second)
-        finally:
-            back()
+        with server.away(), pytest.raises(StorageFailed) as caught:
+            await record(repository, "two", second)
         assert isinstance(caught.value.__cause__, Unreachable)
         await record(repository, "two", second)
         with pytest.raises(RepositoryLocked):
@@ -465,6 +449,35 @@ async def test_on_a_real_server(served, tmp_path: Path) -> None:
         report = await prune(repository, lambda snapshots: snapshots[:1])
         assert report.collection.packs_removed
         await same_as(repository, report.kept[0].name, second)
+
+
+async def test_verbs_on_a_real_server(served: tuple[Server, str, Context], tmp_path: Path) -> None:
+    """What `orbit` does with it: back up, again, prune, verify, restore."""
+    _, url, context = served
+    source = folder_with(tmp_path / "source", 1)
+    (source / "deep" / "er").mkdir(parents=True)
+    (source / "deep" / "er" / "ü x").write_bytes(b"")
+    (source / "link").symlink_to("deep")
+
+    async def run(verb: Verb, place: str, to: str = "", **options: Any) -> None:
+        spec = JobSpec(verb, place, to, replace(default_options(verb), **options))
+        report = await run_job(spec, context, Silence())
+        assert (report.outcome, report.failures) == ("done", [])
+
+    await run(Verb.BACKUP, str(source), f"repo:{url}", name="one")
+    (source / "7").write_bytes(b"changed")
+    (source / "8").unlink()
+    await run(Verb.BACKUP, str(source), f"repo:{url}", name="two")
+    await run(Verb.VERIFY, f"repo:{url}")
+    shutil.rmtree(tmp_path / "cache")
+    async with Repository.open(url, context, Access.PRUNE) as repository:
+        report = await prune(repository, lambda known: [x for x in known if x.name == "one"])
+        assert [each.name for each in report.kept] == ["two"]
+        await sound(repository)
+    await run(Verb.VERIFY, f"repo:{url}#two")
+    await run(Verb.RESTORE, f"repo:{url}#latest", str(tmp_path / "back"))
+    await run(Verb.VERIFY, str(source), str(tmp_path / "back"), modes=True, times=True)
+    await run(Verb.VERIFY, f"repo:{url}#latest/deep", str(tmp_path / "back" / "deep"))
 
 
 async def test_credentials_that_are_wrong(tmp_path: Path, bridge: Bridge) -> None:
