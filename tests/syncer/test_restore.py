@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import random
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstore import BlockStore, StoreOptions
 from blockstore.chunker import ChunkerParams
-from blockstore.ids import ChunkId
+from blockstore.ids import ChunkId, chunk_id
 from syncer.local_tree import LocalTree
 from syncer.options import Options
 from syncer.recipes import Extent
-from syncer.restore import GROUP_BYTES, GROUP_FILES, RestoreMover, groups_of, write_extents
+from syncer.restore import RestoreMover
+from syncer.restore_bytes import past_the_cache, read_back, write_extents
+from syncer.restore_small import GROUP_BYTES, GROUP_FILES, groups_of
 from syncer.snapshot_tree import SnapshotTree
 from syncer.steps import Step, StepKind, StepResult, StepState, TakenStep
 from syncer.transfer_meter import Meter
@@ -254,14 +258,64 @@ async def test_cancelled_leaves_nothing_half(tmp_path: Path, store: BlockStore) 
             (folder / name).unlink()
 
 
-async def test_what_is_to_be_verified_is_left_to_single_steps(
-    tmp_path: Path, store: BlockStore
-) -> None:
-    source = tmp_path / "source"
+async def test_what_is_verified_has_its_digest(tmp_path: Path, store: BlockStore) -> None:
+    source, folder = tmp_path / "source", tmp_path / "folder"
     fill(source, 4)
     root = await trio.to_thread.run_sync(save, store, source)
-    results = await restore(store, root, tmp_path / "folder", Options(verify=True))
-    assert set(results) == {None}
+    results = await restore(store, root, folder, replace(ALL, verify=True))
+    assert look(folder) == look(source)
+    _, files = await trio.to_thread.run_sync(files_of, SnapshotTree(store, root))
+    for (path, _), result in zip(files, results, strict=True):
+        assert result is not None
+        assert (
+            result.checksum
+            == f"blake3:{blake3((source / os.fsdecode(path)).read_bytes()).hexdigest()}"
+        )
+
+
+@pytest.mark.parametrize("spoilt", ["small", "large", "hole"])
+async def test_what_comes_back_wrong_is_removed_and_left_to_single_steps(
+    tmp_path: Path, store: BlockStore, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    (source / "small").write_bytes(os.urandom(40_000))
+    (source / "large").write_bytes(os.urandom(6 << 20))
+    with (source / "hole").open("wb") as file:
+        file.write(os.urandom(10_000))
+        file.truncate(1 << 20)
+    sizes = {name: (source / name).stat().st_size for name in ("small", "large", "hole")}
+    root = await trio.to_thread.run_sync(save, store, source)
+    place = 900_000 if spoilt == "hole" else 30_000
+
+    def spoil(handle: int, extents: Sequence[Extent], *rest: object) -> int:
+        written = write_extents(handle, extents, *rest)  # type: ignore[arg-type]
+        end = extents[-1].start + extents[-1].length
+        if spoilt == ("hole" if end < 20_000 else "small" if end <= 40_000 else "large"):
+            os.pwrite(handle, b"bad", place)
+        return written
+
+    monkeypatch.setattr("syncer.restore_small.write_extents", spoil)
+    monkeypatch.setattr("syncer.restore_large.write_extents", spoil)
+    results = await restore(store, root, folder, replace(ALL, verify=True))
+    order = sorted(sizes)
+    assert [result is None for result in results] == [name == spoilt for name in order]
+    assert sorted(os.listdir(folder)) == [name for name in order if name != spoilt]
+
+
+async def test_what_goes_to_the_trash_is_left_to_single_steps(
+    tmp_path: Path, store: BlockStore
+) -> None:
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    folder.mkdir()
+    for name, size in (("a", 10), ("big", 6 << 20)):
+        (source / name).write_bytes(os.urandom(size))
+        (folder / name).write_bytes(b"old")
+    root = await trio.to_thread.run_sync(save, store, source)
+    trash = replace(ALL, trash=".trash")
+    assert await restore(store, root, folder, trash, over=True) == [None, None]
+    assert {path.read_bytes() for path in folder.iterdir()} == {b"old"}
 
 
 @given(st.lists(st.integers(0, 2 * GROUP_BYTES), max_size=60))
@@ -279,18 +333,40 @@ def test_groups_are_bounded_and_whole(sizes: list[int]) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 200), st.integers(0, 50))))
 def test_extents_are_written_where_they_say(parts: list[tuple[int, int, int]]) -> None:
+    handle = os.memfd_create("test")
+    try:
+        _write_and_look(handle, parts)
+    finally:
+        os.close(handle)
+
+
+@pytest.mark.parametrize("first", [0, 1, 4_095, 4_096, 70_001])
+def test_long_runs_are_written_past_the_page_cache(tmp_path: Path, first: int) -> None:
+    parts = [(first, 200_000, 3), *[(0, 65_537, 0)] * 130, (5_000, 1 << 20, 0), (0, 4_096, 0)]
+    with (tmp_path / "file").open("w+b") as file:
+        _write_and_look(file.fileno(), parts)
+
+
+def _write_and_look(handle: int, parts: Sequence[tuple[int, int, int]]) -> None:
+    """`parts`: gap before it, length, offset in the chunk."""
     extents, chunks, at = [], {}, 0
     expected = bytearray()
     for number, (gap, length, offset) in enumerate(parts):
-        name = ChunkId(number.to_bytes(32, "big"))
-        chunks[name] = random.Random(number).randbytes(offset + length + gap % 3)
+        data = random.Random(number).randbytes(offset + length + gap % 3)
+        name = chunk_id(data)
+        chunks[name] = data
         at += gap
-        expected += bytes(at - len(expected)) + chunks[name][offset : offset + length]
+        expected += bytes(at - len(expected)) + data[offset : offset + length]
         extents.append(Extent(at, length, offset, name))
         at += length
-    handle = os.memfd_create("test")
-    try:
-        assert write_extents(handle, extents, chunks) == sum(each.length for each in extents)
-        assert os.pread(handle, len(expected) + 1, 0) == bytes(expected)
-    finally:
-        os.close(handle)
+    with past_the_cache(handle) as direct:
+        written = write_extents(handle, extents, chunks, direct)
+    assert written == sum(each.length for each in extents)
+    assert os.pread(handle, len(expected) + 1, 0) == bytes(expected)
+    size = len(expected)
+    assert read_back(handle, size, extents, chunks.__getitem__) == blake3(expected).digest()
+    assert read_back(handle, size + 1, extents, chunks.__getitem__) is None
+    for at in random.Random(size).sample(range(size), min(size, 5)):
+        os.pwrite(handle, bytes([expected[at] ^ 1]), at)
+        assert read_back(handle, size, extents, chunks.__getitem__) is None
+        os.pwrite(handle, expected[at : at + 1], at)
