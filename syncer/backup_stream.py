@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 
 import trio
@@ -34,7 +35,7 @@ class Stream:
         self._finishing = False
         self._working = 0
         self._node = slot.node
-        self._ranges: list[tuple[int, int]] = []  # what is left to be read
+        self._ranges: deque[tuple[int, int]] = deque()  # what is left to be read
         self._rest = b""  # read, but not cut yet
         self._turn = 0
         self._lock = threading.Lock()  # of what follows: extents in the order of the file
@@ -96,8 +97,7 @@ class Stream:
             await trio.to_thread.run_sync(self._open, self._reader.local)
         else:
             ranges = await tree.data_ranges(self.slot.path, node)
-            self._ranges = [(0, node.size)] if ranges is None else list(ranges)
-        self._ranges = [each for each in self._ranges if each[1]]
+            self._set_ranges([(0, node.size)] if ranges is None else ranges)
         self._begun = True
 
     def _open(self, tree: LocalTree) -> None:
@@ -111,7 +111,10 @@ class Stream:
             self._node = node_of(self._node.name, found, tree.scanner.owners)
             if self._node.kind is not NodeKind.FILE:
                 raise Changed(f"{shown(tree.root.path(self.slot.path))} is no file any more")
-            self._ranges = linux.data_ranges(self._handle, found.st_size)
+            self._set_ranges(linux.data_ranges(self._handle, found.st_size))
+
+    def _set_ranges(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self._ranges = deque(each for each in ranges if each[1])
 
     def _cut(self, view: memoryview, start: int, size: int) -> tuple[int, int, list[int]]:
         """Cut the first `size` bytes of a buffer, which begin at `start` of the file."""
@@ -125,7 +128,7 @@ class Stream:
         if done < length:
             self._ranges[0] = (first + done, length - done)
         else:
-            self._ranges.pop(0)
+            self._ranges.popleft()
         turn, self._turn = self._turn, self._turn + 1
         return turn, start, lengths
 
