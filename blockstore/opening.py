@@ -61,6 +61,10 @@ class SharedPacks(Protocol):
     way, are files like any other.
     """
 
+    @property
+    def near(self) -> bool:
+        """Whether reading one costs no round trip."""
+
     def shares(self, pack: PackId) -> bool:
         """Whether this pack is one of those."""
 

@@ -124,7 +124,7 @@ class BlockStore:
             self._files,
             self._reader,
             lambda: self._index.packs,
-            shared.shares if shared is not None else None,
+            shared.shares if shared is not None and not shared.near else None,
         )
         self._dedup = Dedup(self._index, self._seen, touch_max=options.touch_chunks_max)
         self._chunker = Chunker(options.chunker)

@@ -284,6 +284,11 @@ class RemoteDisk:
 
     # ---- SharedPacks ----
 
+    @property
+    def near(self) -> bool:
+        """See SharedPacks."""
+        return self._local_packs is not None
+
     def shares(self, pack: PackId) -> bool:
         """See SharedPacks."""
         return pack in self._there
