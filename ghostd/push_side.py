@@ -27,21 +27,18 @@ from ghostd.invalidator import Invalidator
 from ghostd.listings import Listings
 from ghostd.projection import OWN_OPTIONS, Projection
 from ghostd.projections import Projections
+from ghostd.push_directories import PushDirectories, goal_of, settle
 from ghostd.push_gone import (
     Standing,
     adopt_hidden,
-    directory_at,
     forget_gone,
     is_needed,
     key_of,
-    keys_below,
-    note_gone,
     standing,
 )
 from ghostd.push_watch import PushWatch
-from ghostd.remote_names import local_name, remote_name
-from ghostd.remote_rows import UNKNOWN, DirRow, GoneRow, VersionRow
-from ghostd.tree_walk import SLICE, find_path, joined
+from ghostd.remote_rows import UNKNOWN, GoneRow, VersionRow
+from ghostd.tree_walk import find_path, joined
 from syncer.door_protocol import Head, data, text
 from syncer.push_changes import Change, Gone, change_to_wire, gone_to_wire, version_from_wire
 from syncer.remotes import errors
@@ -93,7 +90,6 @@ class PushSide:
     ) -> None:
         """`pushed` is told of a projection with a file that its remote has as it is here."""
         self._pushed = pushed
-        self._now_ns = now_ns
         self._fs = filesystem
         self._tree = filesystem.tree
         self._writeback = filesystem.writeback
@@ -103,6 +99,9 @@ class PushSide:
         self._watch = watch
         self._paths = paths
         self._invalidator = invalidator
+        self._directories = PushDirectories(
+            self._tree, self._writeback, listings, watch, now_ns=now_ns
+        )
         # Files with several names: what has been pushed of each, until all have been.
         self._linked: dict[int, dict[tuple[int, bytes], int]] = {}
 
@@ -121,8 +120,8 @@ class PushSide:
                 return await self._read(head)
             case "push_done":
                 return {"clean": await self._done(head)}, b""
-            case "push_made":
-                await self._made(head)
+            case "push_made" | "push_renaming" | "push_renamed":
+                return await self._answer_directory(head), b""
             case "push_forget":
                 await self._forget(head["projection"], data(head["key"]))
             case "push_own":
@@ -136,6 +135,17 @@ class PushSide:
             case op:
                 raise errors.Unsupported(f"the door knows no {op!r}")
         return {}, b""
+
+    async def _answer_directory(self, head: Mapping[str, Any]) -> Head:
+        where = head["ino"], head["parent"], data(head["name"])
+        match head["op"]:
+            case "push_made":
+                await self._directories.made(*where, data(head["key"]), new=head["new"])
+            case "push_renaming":
+                return {"ready": await self._renaming(*where, head["top"])}
+            case _:
+                await self._directories.renamed(*where, data(head["key"]), data(head["goal"]))
+        return {}
 
     def _projection(self, number: int) -> Projection:
         projection = self._projections.get(number)
@@ -196,7 +206,7 @@ class PushSide:
         if (tree.find(parent, name) or (0, 0))[1] != ino:
             return None
         there = row is not None and in_place(above.key, name, row.key)
-        key = row.key if row is not None and there else _goal(above.key, name, is_dir=True)
+        key = row.key if row is not None and there else goal_of(above.key, name, is_dir=True)
         path = joined(above.path, name).lstrip(b"/")
         return _Above(path, key, above.chain | {ino}, settled=above.settled and there)
 
@@ -221,7 +231,7 @@ class PushSide:
         if above is None:
             return None
         key = key_of(tree, tree.inode(parent), name, inode)
-        goal = _goal(above.key, name, is_dir=inode.is_dir)
+        goal = goal_of(above.key, name, is_dir=inode.is_dir)
         if key is not None and in_place(above.key, name, key):
             goal = key
         path = joined(above.path, name).lstrip(b"/")
@@ -377,6 +387,12 @@ class PushSide:
         except StaleHandle:
             return None
 
+    async def _renaming(self, ino: int, parent: int, name: bytes, top: int) -> bool:
+        found = self._as_it_is(ino, parent, name)
+        if found is None or not (top in found[1] or ino == top):
+            return False  # of a directory above the one that is pushed only the way is made
+        return await self._directories.renaming(found[0])
+
     async def _read(self, head: Mapping[str, Any]) -> tuple[Head, bytes]:
         ino, token = head["ino"], head["token"]
         if not self._watch.unchanged(ino, token):
@@ -397,23 +413,12 @@ class PushSide:
             return {"changed": True}, b""
         return {"changed": False}, data
 
-    async def _no_listing(self, ino: int) -> None:
-        """Wait until no listing is under way that may not know yet what has been pushed."""
-        while self._listings.awaited(ino):
-            try:
-                if not await self._listings.more(self._tree.inode(ino)):
-                    return
-            except StaleHandle:
-                return
-            except errors.RemoteError:
-                await trio.lowlevel.checkpoint()
-
     async def _done(self, head: Mapping[str, Any]) -> bool:
         tree = self._tree
         ino, parent, name, key = head["ino"], head["parent"], data(head["name"]), data(head["key"])
         await self._writeback.room(0)
         if parent:
-            await self._no_listing(parent)
+            await self._directories.no_listing(parent)
         # From here on nothing awaits.
         number = head["projection"]
         projection = self._projection(number)
@@ -432,7 +437,7 @@ class PushSide:
                 self._rebase(inode, row)
                 tree.touch(inode)
             return False
-        self._settle(number, key, parent, name)
+        settle(tree, number, key, parent, name)
         unchanged = self._watch.unchanged(ino, head["token"])
         clean = unchanged and self._all_names(inode, parent, name, key, row, head["token"])
         old = tree.remote.versions.get(inode.base) if inode.base else None
@@ -487,9 +492,9 @@ class PushSide:
         del self._linked[inode.ino]
         for above, each in names:
             directory = self._tree.remote.dirs.get(above)
-            goal = _goal(None if directory is None else directory.key, each, is_dir=False)
+            goal = goal_of(None if directory is None else directory.key, each, is_dir=False)
             if goal is not None:
-                self._settle(inode.projection, goal, above, each)
+                settle(self._tree, inode.projection, goal, above, each)
         return True
 
     def _rebase(self, inode: Inode, row: VersionRow) -> None:
@@ -506,75 +511,6 @@ class PushSide:
             inode.base, inode.base_end, inode.base_holes = inode.ino, 0, 0
         remote.versions.set(inode.ino, row)
 
-    # --- directories ---------------------------------------------------------------------------
-
-    async def _made(self, head: Mapping[str, Any]) -> None:
-        tree = self._tree
-        ino, key = head["ino"], data(head["key"])
-        row = tree.remote.dirs.get(ino)
-        if row is not None and row.key == key:
-            return
-        inode = tree.inode(ino)
-        inode.opens += 1
-        try:
-            if row is not None:
-                await self._spread(inode)
-            before = tree.remote.gone.get((inode.projection, key))
-            if before is not None and is_needed(tree, inode.projection, key):
-                # The directory that was here is elsewhere now, and has not been made there yet.
-                await self._spread(tree.inode(before.ino))
-            await self._no_listing(head["parent"])
-            if inode.nlink:
-                if row is not None and (other := directory_at(tree, inode.projection, row.key)):
-                    self._still_there(other, row.key)
-                tree.remote.dirs.set(ino, DirRow(key, self._now_ns()))
-                self._still_there(inode, key)
-                self._settle(inode.projection, key, head["parent"], data(head["name"]))
-                tree.touch(inode)
-        finally:
-            inode.opens -= 1
-            tree.reap(inode)
-
-    def _settle(self, projection: int, key: bytes, parent: int, name: bytes) -> None:
-        """What is under this key at the remote is what the name shows."""
-        remote = self._tree.remote
-        if remote.gone.get((projection, key)) is not None:
-            remote.gone.set((projection, key), None)
-        if remote.hidden.get((parent, name)):
-            remote.hidden.set((parent, name), None)
-
-    def _still_there(self, directory: Inode, key: bytes) -> None:
-        """What was taken away from the directory that was here before stays out of sight."""
-        tree = self._tree
-        for each in list(keys_below(tree, directory.projection, key)):
-            row = tree.remote.gone.get((directory.projection, each))
-            bare = each.removeprefix(key).removesuffix(b"/")
-            name = local_name(bare, each.endswith(b"/"), ())
-            if row is None or b"/" in bare or name is None:
-                continue
-            if tree.find(directory.ino, name) is None:
-                tree.remote.hidden.set((directory.ino, name), True)
-                gone = row._replace(parent=directory.ino, name=name)
-                tree.remote.gone.set((directory.projection, each), gone)
-
-    async def _spread(self, directory: Inode) -> None:
-        """A directory was moved: what is in it has to be moved by itself."""
-        tree, after = self._tree, 0
-        await self._listings.fresh(directory, patient=True)
-        while directory.nlink:
-            page = list(tree.list_page(directory.ino, after, tree.next_cookie, SLICE))
-            if not page:
-                return
-            for cookie, name, inode, row in page:
-                after = cookie
-                each = inode or tree.inode(row[2])  # type: ignore[index,arg-type]
-                note_gone(tree, directory, name, each)
-                each.flags |= FLAG_LOCAL
-                tree.touch(each)
-            await trio.lowlevel.checkpoint()
-            if tree.dirty_ops > _DIRTY_ROWS_MAX:
-                await self._writeback.commit()
-
     # --- what was taken away, and conflicts ------------------------------------------------------
 
     async def _forget(self, projection: int, key: bytes) -> None:
@@ -582,7 +518,7 @@ class PushSide:
         if row is None:
             return
         await self._writeback.room(0)
-        await self._no_listing(row.parent)
+        await self._directories.no_listing(row.parent)
         self._tree.remote.gone.set((projection, key), None)
         if self._tree.remote.hidden.get((row.parent, row.name)):
             self._tree.remote.hidden.set((row.parent, row.name), None)
@@ -635,7 +571,7 @@ class PushSide:
         key = None
         row = tree.remote.dirs.get(parent)
         if row is not None:
-            key = _goal(row.key, name, is_dir=inode.is_dir)
+            key = goal_of(row.key, name, is_dir=inode.is_dir)
         try:
             if (tree.find(parent, name) or (0, 0))[1] != head["ino"]:
                 return
@@ -668,14 +604,6 @@ class PushSide:
 
 def _columns(version: Version) -> tuple[int, str, int]:
     return version.size, version.etag, version.mtime_ns
-
-
-def _goal(above: bytes | None, name: bytes, *, is_dir: bool) -> bytes | None:
-    """Where a new name belongs at the remote; None: it cannot be there."""
-    named = remote_name(name)
-    if above is None or named is None or named.is_dir not in {None, is_dir}:
-        return None
-    return above + named.name + (b"/" if is_dir else b"")
 
 
 def _is_below(key: bytes, prefix: bytes) -> bool:

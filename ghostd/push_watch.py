@@ -13,6 +13,7 @@ import trio
 from ghostd.inodes import Inode
 
 _WATCHED_MAX: Final = 100_000  # files that are being pushed; beyond, the oldest count as changed
+_MARKED_MAX: Final = 1_000_000  # what moved with its directory; others are settled by themselves
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class PushWatch:
         self._monotonic = monotonic
         self._serial = 0
         self._watched: OrderedDict[int, int] = OrderedDict()  # inode → serial of its last change
+        self._marked: set[int] = set()  # inodes that moved with their directory, else unchanged
         self.touched: dict[int, Touched] = {}  # by projection
         self.news = trio.Event()  # something was touched; renewed by who waits for it
 
@@ -38,6 +40,7 @@ class PushWatch:
         self._serial += 1
         if inode.ino in self._watched:
             self._watched[inode.ino] = self._serial
+        self._marked.discard(inode.ino)
         self.touch(inode.projection)
 
     def closed(self, inode: Inode) -> None:
@@ -54,6 +57,17 @@ class PushWatch:
             self.news.set()
         else:
             touched.last_s = now
+
+    def mark(self, ino: int) -> None:
+        """It counts as changed from now on for the sake of the directory above it only."""
+        if len(self._marked) < _MARKED_MAX:
+            self._marked.add(ino)
+
+    def unmark(self, ino: int) -> bool:
+        """Whether nothing else has happened to it since `mark`."""
+        known = ino in self._marked
+        self._marked.discard(ino)
+        return known
 
     def begin(self, ino: int) -> int:
         """Watch an inode; the token of its state now."""

@@ -35,6 +35,7 @@ from syncer.push_plan import (
     expected,
     is_as_seen,
     is_state,
+    may_rename_whole,
 )
 from syncer.push_preview import Preview
 from syncer.remote_tree import RemoteTree
@@ -290,10 +291,13 @@ class Push:
     async def _make(self, change: Change) -> None:
         goal = change.goal
         assert goal is not None
+        if await self._rename_whole(change, goal):
+            return
         if change.blocked:  # a file was there
             await self._clear(goal.removesuffix(b"/"))
         if change.replaces is not None:  # another directory was: what went with it goes now
             await self._deletions(goal, directories=False)
+        new = True
         if self._can.mkdir:
             try:
                 await self._remote.mkdir(goal)
@@ -305,7 +309,30 @@ class Push:
                 if entry is None or entry.kind is not Kind.DIRECTORY:
                     await self._directory_conflict(change)
                     return
-        await self._side.made(change)
+                new = False
+        await self._side.made(change, new=new)
+
+    async def _rename_whole(self, change: Change, goal: bytes) -> bool:
+        """Rename a moved directory at the remote, all of it; False: its entries go one by one."""
+        if not may_rename_whole(change, self._can):
+            return False
+        assert change.key is not None
+        source = await self._look(change.key)
+        if source is None or source.kind is not Kind.DIRECTORY or await self._look(goal):
+            return False
+        if not await self._side.renaming(self._opened, change):
+            return False
+        try:
+            await self._remote.rename(change.key, goal, replace=False)
+        except TRANSIENT:
+            raise
+        except RemoteError:
+            return False  # what is in the way of it is told of the entries
+        await self._side.renamed(change)
+        self._run.report.directories_made += 1
+        self._tell("directory.made", shown(change.path), "renamed")
+        await self._audit("directory.made", change.path)
+        return True
 
     async def _directory_conflict(self, change: Change) -> None:
         match self._options.on_conflict:

@@ -102,8 +102,17 @@ class Side(Protocol):
         What is noted as gone under that key is settled with it.
         """
 
-    async def made(self, change: Change) -> None:
-        """The remote has a directory at the change's goal. A moved one: its entries follow."""
+    async def made(self, change: Change, *, new: bool) -> None:
+        """The remote has a directory at the change's goal. A moved one: its entries follow.
+
+        `new`: there is nothing in it.
+        """
+
+    async def renaming(self, opened: Opened, change: Change) -> bool:
+        """Whether a moved directory may be renamed as a whole; what is in it is noted then."""
+
+    async def renamed(self, change: Change) -> None:
+        """The remote has renamed a moved directory, with all that is in it, to its goal."""
 
     async def forget(self, opened: Opened, key: bytes) -> None:
         """What was taken away here is not at the remote any more."""
@@ -266,10 +275,20 @@ class PushDoor:
         )
         return bool(answer.head["clean"])
 
-    async def made(self, change: Change) -> None:
+    async def made(self, change: Change, *, new: bool) -> None:
         """See Side."""
         assert change.goal is not None
-        await self._about("made", change, key=text(change.goal))
+        await self._about("made", change, key=text(change.goal), new=new)
+
+    async def renaming(self, opened: Opened, change: Change) -> bool:
+        """See Side."""
+        return bool((await self._about("renaming", change, top=opened.top)).head["ready"])
+
+    async def renamed(self, change: Change) -> None:
+        """See Side."""
+        assert change.key is not None
+        assert change.goal is not None
+        await self._about("renamed", change, key=text(change.key), goal=text(change.goal))
 
     async def forget(self, opened: Opened, key: bytes) -> None:
         """See Side."""

@@ -64,6 +64,14 @@ def _decide_file(change: Change, capabilities: Capabilities, options: Options) -
     return Decision(Act.WRITE, "renamed" if change.names == 1 else "one more name")
 
 
+def may_rename_whole(change: Change, capabilities: Capabilities) -> bool:
+    """Whether a moved directory is renamed with all that is in it, should its goal be free."""
+    if change.key is None or change.goal is None or change.key == change.goal:
+        return False
+    there = change.replaces is not None or change.blocked or change.goal.startswith(change.key)
+    return capabilities.rename and capabilities.mkdir and not there
+
+
 def expected(change: Change) -> Version | None:
     """The version that may be replaced at the goal; None: nothing is to be there."""
     if change.key is not None and change.key == change.goal:

@@ -10,9 +10,9 @@ from syncer.engine import Run
 from syncer.events import shown
 from syncer.options import OnConflict
 from syncer.push_changes import Change, Gone, Opened, Side
-from syncer.push_plan import Act, decide, in_conflict, is_as_seen
+from syncer.push_plan import Act, decide, in_conflict, is_as_seen, may_rename_whole
 from syncer.remotes.errors import Missing, RemoteError
-from syncer.remotes.remote import Entry, Remote
+from syncer.remotes.remote import Entry, Kind, Remote
 from syncer.tree import NodeKind
 
 REFUSED: Final = "meanwhile: push with --on-conflict ours, theirs or both"
@@ -30,6 +30,7 @@ class Preview:
         self._remote = remote
         self._tell = tell
         self._goes_on = run.options.on_conflict
+        self._renamed: set[bytes] = set()  # keys of directories that are renamed whole
 
     async def show(self) -> None:
         """All of it. Raises RemoteError where the remote does not answer."""
@@ -39,8 +40,9 @@ class Preview:
                     await self._show(change)
         async with aclosing(self._side.gone(self._opened)) as found_gone:
             async for gone in found_gone:
-                # A directory that was moved: its old place goes when it is empty.
-                if not gone.needed or gone.key.endswith(b"/"):
+                # A directory that is made anew: its old place goes when it is empty.
+                made_anew = gone.key.endswith(b"/") and gone.key not in self._renamed
+                if not gone.needed or made_anew:
                     await self._show_gone(gone)
 
     async def _look(self, key: bytes) -> Entry | None:
@@ -62,6 +64,8 @@ class Preview:
                 return
             case Act.MKDIR:
                 report.directories_made += 1
+                if await self._renames_whole(change):
+                    reason = "renamed"
                 self._tell("would.directory.made", path, reason)
                 return
         if change.kind is not NodeKind.DIRECTORY and change.goal is not None:
@@ -82,6 +86,17 @@ class Preview:
             return
         report.files_copied += 1
         self._tell("would.file.copied", path, reason, count=change.size if change.written else 0)
+
+    async def _renames_whole(self, change: Change) -> bool:
+        if not may_rename_whole(change, self._remote.capabilities):
+            return False
+        assert change.key is not None
+        assert change.goal is not None
+        source = await self._look(change.key)
+        if source is None or source.kind is not Kind.DIRECTORY or await self._look(change.goal):
+            return False
+        self._renamed.add(change.key)
+        return True
 
     async def _show_gone(self, gone: Gone) -> None:
         report = self._run.report

@@ -33,6 +33,7 @@ from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.remote import ROOT, Entry, Kind, Remote
 from syncer.transfer_meter import Meter
 from tests.ghostd.world import ROOT as CALLER
+from tests.ghostd.world import Clock
 from tests.projections.world import ProjectedWorld
 from tests.remotes.kinds import Content
 
@@ -81,7 +82,9 @@ class Pushed(ProjectedWorld):
     def __init__(self, disk: Disk, remote: Remote, **options: Any) -> None:
         self.watch = PushWatch()
         self.remote = remote
-        super().__init__(disk, {URL: remote}, **options)
+        clock = Clock()
+        clock.now = 1_700_000_000 * 10**9  # long after the epoch: expired listings count as old
+        super().__init__(disk, {URL: remote}, clock=clock, **options)
         self.fs._changed = self.watch.changed
         self.fs._closed = self.watch.closed
         assert self.projected is not None

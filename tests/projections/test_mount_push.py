@@ -73,6 +73,7 @@ def test_a_push_sends_what_was_changed(site, projector):
         file.write(b"in the middle")
     (far.far / names[1]).unlink()
     (far.far / names[2]).rename(far.far / "renamed")
+    (far.far / "d1").rename(far.far / "d2/renamed, too")
     (far.far / "new folder/deep").mkdir(parents=True)
     (far.far / "new folder/deep/file").write_bytes(content("new", 3 * MIB))
     shown = whole_tree(far.far)

@@ -309,10 +309,11 @@ async def test_rename_over_a_file(writable: Remote):
 async def test_rename_a_directory(writable: Remote):
     needs(writable, "rename")
     needs(writable, "mkdir")
-    await writable.write(b"d/e/f", Content(b"data"))
+    version = (await writable.write(b"d/e/f", Content(b"data"))).version
     await writable.rename(b"d/", b"n/")
     assert list(await entries(writable)) == [b"n/"]
     assert await read_all(writable, b"n/e/f") == b"data"
+    assert (await writable.stat(b"n/e/f")).version == version
 
 
 async def test_delete(writable: Remote):
