@@ -101,6 +101,13 @@ class Mover(Protocol):
         """Try; None: this one is for somebody else. Raises nothing but bugs."""
 
 
+class Light(Protocol):
+    """A way to carry out many steps that move no bytes in one go."""
+
+    async def carry_out(self, taken: Sequence[TakenStep]) -> list[StepResult | None]:
+        """Try, in this order; None: this one is for somebody else. Raises nothing but bugs."""
+
+
 Keep = Callable[[Sequence[tuple[Step, StepResult]]], None]
 
 
@@ -119,6 +126,7 @@ class Transfer:
         wait_s: float = 0.0,
         durable: bool = False,
         mover: Mover | None = None,
+        light: Light | None = None,
         keep: Keep | None = None,
         tidy: Tidy | None = None,
         seed: int | None = None,
@@ -140,6 +148,7 @@ class Transfer:
         self._wait_s = wait_s
         self._durable = durable
         self._mover = mover
+        self._light = light
         self._keep = keep
         self._tidy = tidy
         self._random = random.Random(seed)  # noqa: S311  jitter
@@ -196,7 +205,7 @@ class Transfer:
 
     async def _levels(self, taken: Sequence[TakenStep]) -> None:
         for _, level in itertools.groupby(taken, key=lambda each: depth(each.step.path)):
-            todo = list(level)[::-1]
+            todo = (await self._lightly(list(level)))[::-1]
 
             async def work(todo: list[TakenStep] = todo) -> None:
                 while todo and not self.stopped:
@@ -265,7 +274,8 @@ class Transfer:
         moved = await self._mover.move(files) if files else []
         for name in names:
             self._meter.current.pop(name, None)
-        left = [each for each in taken if each.step.kind is not StepKind.COPY]
+        others = [each for each in taken if each.step.kind is not StepKind.COPY]
+        left = await self._lightly(others) if others else []
         for each, result in zip(files, moved, strict=True):
             if result is None:
                 left.append(each)
@@ -276,6 +286,19 @@ class Transfer:
             if self.stopped:
                 return
             await self._one(each)
+
+    async def _lightly(self, taken: Sequence[TakenStep]) -> list[TakenStep]:
+        """Those that are left to be carried out one by one."""
+        if self._light is None:
+            return list(taken)
+        left = []
+        for each, result in zip(taken, await self._light.carry_out(taken), strict=True):
+            if result is None:
+                left.append(each)
+            else:
+                self._succeeded_s = trio.current_time()
+                self._became(each.step, result)
+        return left
 
     # --- one step -----------------------------------------------------------------------------
 

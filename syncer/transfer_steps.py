@@ -78,6 +78,14 @@ def wanted_metadata(
     )
 
 
+def private_mode(options: Options, target: Tree) -> int | None:
+    """What a directory is made with; None: as anybody's.
+
+    Nobody else may look in before its metadata say so, which they do when all is in it.
+    """
+    return 0o700 if options.modes and target.features.mode else None
+
+
 def _same(one: Node, other: Node | None) -> bool:
     return other is not None and (one.size, one.mtime_ns, one.token) == (
         other.size,
@@ -143,8 +151,7 @@ class Steps:
         if step.old is not None and step.old.kind is not NodeKind.DIRECTORY:
             step = await self._to_trash(step)
             await self.delete(number, step)
-        # Nobody else may look in before its metadata say so, which they do when all is in it.
-        mode = 0o700 if self.options.modes and self.target.features.mode else None
+        mode = private_mode(self.options, self.target)
         await self.target.mkdir(step.path, Metadata(mode=mode))
         return StepResult(number, StepState.DONE)
 

@@ -14,7 +14,7 @@ from syncer.events import shown
 from syncer.local_bytes import Method
 from syncer.local_tree import LocalTree
 from syncer.steps import Step, StepResult, StepState
-from syncer.transfer import EVENT_OF, Mover, Transfer
+from syncer.transfer import EVENT_OF, Light, Mover, Transfer
 from syncer.transfer_ledger import Ledger
 from syncer.transfer_steps import Steps
 from syncer.transfer_tidy import Tidy
@@ -41,8 +41,12 @@ def transfer_of(run: Run, ends: Ends, ledger: Ledger, tuning: Tuning) -> Transfe
         ahead_bytes=tuning.block_bytes,
     )
     mover: Mover | None = None
+    light: Light | None = None
     if isinstance(ends.source, LocalTree) and isinstance(ends.destination, LocalTree):
+        from syncer.transfer_light import LightSteps
         from syncer.transfer_local import LocalMover, LocalSteps
+
+        light = LightSteps(ends.source, ends.destination, options)
 
         steps = LocalSteps(
             ends.source,
@@ -88,6 +92,7 @@ def transfer_of(run: Run, ends: Ends, ledger: Ledger, tuning: Tuning) -> Transfe
         wait_s=0.0 if local else run.context.wait_s,
         durable=run.held is not None,
         mover=mover,
+        light=light,
         keep=partial(keep, run, tuning.codec) if run.context.audited else None,
         tidy=tidy,
     )
