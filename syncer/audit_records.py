@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final, NamedTuple
 
 from syncer.events import timestamp
@@ -36,6 +37,7 @@ CONTINUED: Final = "audit.continued"  # the first one of the next file
 _MARK: Final = b',"mac":"'
 _TAIL_BYTES: Final = len(_MARK) + 64 + len(b'"}')
 _DUMPS: Final = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: any path has an escape
+_TEXT: Final = encode_basestring_ascii  # likewise
 
 
 class AuditRecord(NamedTuple):
@@ -72,20 +74,15 @@ def encode_record(
 ) -> tuple[bytes, Link]:
     """Return the line of the next record, with its newline, and where the chain stands then."""
     sequence = last.sequence + 1
-    fields = {
-        "timestamp": timestamp(record.time_ns or now_ns),
-        "event": record.event,
-        "source": record.source,
-        "destination": record.destination,
-        "bytes": record.bytes,
-        "duration_ms": round(record.duration_ms, 3),
-        "checksum": record.checksum,
-        "compression": record.compression,
-        "sequence": sequence,
-        "job": job,
-        "outcome": record.outcome,
-    }
-    body = _DUMPS(fields)[:-1].encode()
+    event, source, destination, count, duration_ms, checksum, compression, outcome, time_ns = record
+    # As `_DUMPS` has it, in a quarter of the time: there is a record for each file.
+    body = (
+        f'{{"timestamp":"{timestamp(time_ns or now_ns)}","event":{_TEXT(event)},'
+        f'"source":{_TEXT(source)},"destination":{_TEXT(destination)},"bytes":{count},'
+        f'"duration_ms":{round(duration_ms, 3)!r},"checksum":{_TEXT(checksum)},'
+        f'"compression":{_TEXT(compression)},"sequence":{sequence},"job":{job},'
+        f'"outcome":{_TEXT(outcome)}'
+    ).encode()
     mac = mac_of(key, last.mac, body)
     return b'%s%s%s"}\n' % (body, _MARK, mac.hex().encode()), Link(sequence, mac)
 

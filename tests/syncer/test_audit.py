@@ -65,6 +65,7 @@ _texts = st.text(st.characters(codec=None), max_size=9)
 def test_a_record_is_one_line_with_its_fields_and_is_right(one, job):
     line, link = encode_record(KEY, BEGINNING, job, one, 5)
     assert line.count(b"\n") == 1
+    assert line == json.dumps(json.loads(line), separators=(",", ":")).encode() + b"\n"
     assert check_line(KEY, BEGINNING, line) == link
     assert check_line(KEY, link, line) is None
     assert check_line(bytes(32), BEGINNING, line) is None
