@@ -76,7 +76,7 @@ class Options:
 
     # Deleting.
     delete_max: float | None = None  # None: DELETE_SHARE_MAX; below 1: a share; else files
-    force: bool = False  # delete however many
+    force: bool = False  # delete however many, also where files failed
     trash: str = ""  # a folder at the destination that takes what would be deleted or replaced
 
     # Moving.

@@ -380,6 +380,26 @@ async def test_conflicts_are_resolved_as_told(tmp_path, monkeypatch, ours, their
         assert await world.diff() == []
 
 
+@pytest.mark.parametrize("directory", [False, True])
+async def test_what_a_failed_file_is_based_on_is_not_deleted(tmp_path, directory):
+    async with pushed(OsDisk(), FILES, folder=tmp_path) as world:
+        if directory:
+            await world.move(b"r/d/x", b"r/c")
+            await world.remove(b"r/d/y")
+            await world.remove(b"r/d")
+        else:
+            await world.move(b"r/a", b"r/c")
+            await world.remove(b"r/b")
+        await world.remote.write(b"c", Content(b"theirs"))
+        report = await world.push()
+        assert "c" in {each.path for each in report.failures}
+        there = await tree_of(world.remote)
+        needed, gone = (b"d/x", b"d/y") if directory else (b"a", b"b")
+        assert there[needed] == FILES[needed]
+        assert gone not in there
+        assert await world.content(b"r/c") == FILES[needed]
+
+
 async def test_what_others_put_into_a_deleted_directory_is_kept(tmp_path):
     async with pushed(OsDisk(), FILES, folder=tmp_path) as world:
         for path in (b"r/d/x", b"r/d/y", b"r/d"):
