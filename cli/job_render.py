@@ -208,7 +208,8 @@ def audit_line(record: Answer) -> str:
 def audit_report(report: Answer) -> str:
     """Whether the audit trail is whole."""
     torn = f", {report['torn']} cut by crashes and marked so" if report["torn"] else ""
-    text = f"{report['records']} records are right{torn}"
+    pruned = f"; {report['pruned']} older ones were removed by age" if report["pruned"] else ""
+    text = f"{report['records']} records are right{torn}{pruned}"
     if report["problem"] is not None:
         text += f"\nBROKEN: {plain(report['problem']['message'])}"
     return text

@@ -41,7 +41,8 @@ class Session:
             from syncer.context import Context
             from syncer.settings import load_settings
 
-            self._context = Context(classes=self.guarded(load_settings).classes)
+            found = self.guarded(load_settings)
+            self._context = Context(classes=found.classes, audit_keep_days=found.audit_keep_days)
         return self._context
 
     def fail(self, message: str, code: int = EXIT_NOTHING) -> NoReturn:

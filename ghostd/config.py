@@ -36,7 +36,7 @@ from ghostd.knobs import (
     size_knob,
     text_knob,
 )
-from syncer.settings import SEMANTIC, SettingsInvalid, classes_of
+from syncer.settings import AUDIT_DAYS_MAX, SEMANTIC, SettingsInvalid, classes_of
 
 
 def _is_root() -> bool:
@@ -211,6 +211,12 @@ class JobsConfig:
     at_once: int = int_knob(2, "Jobs at a time.", low=1, high=64)
     bandwidth: str = text_knob(
         "", "A rate or timetable for all jobs together (docs/sync.md); empty: no limit."
+    )
+    audit_keep_days: int = int_knob(
+        0,
+        "Records of the audit trail that are older are removed; 0: none are (docs/jobs.md).",
+        low=0,
+        high=AUDIT_DAYS_MAX,
     )
 
 

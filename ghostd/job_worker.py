@@ -42,6 +42,7 @@ class WorkerOptions:
     at_once: int = 2
     bandwidth: str = ""  # of all jobs together: a rate or timetable
     classes: tuple[tuple[str, str], ...] = ()  # globs and semantic classes
+    audit_keep_days: int = 0  # of the audit trail; 0: all
     credentials: str = ""  # the file of the remotes' credentials; "": where it usually is
     policy: RemotePolicy = field(default_factory=RemotePolicy)  # towards remotes
 
@@ -121,6 +122,7 @@ class JobWorker:
         command += ["--jobs", str(self._options.at_once)]
         command += [f"--bandwidth={self._options.bandwidth}"]
         command += ["--classes", json.dumps(self._options.classes)]
+        command += ["--audit-keep-days", str(self._options.audit_keep_days)]
         command += [f"--credentials={self._options.credentials}"]
         command += ["--policy", json.dumps(asdict(self._options.policy))]
         try:

@@ -368,6 +368,7 @@ class Daemon:
                 config.jobs.at_once,
                 config.jobs.bandwidth,
                 config.classes,
+                config.jobs.audit_keep_days,
                 config.remotes.credentials,
                 policy_of(config.remotes, config.read.deadline_s),
             ),

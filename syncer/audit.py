@@ -16,6 +16,14 @@ from typing import Final
 from blockstore.disk import Disk, DiskFile, write_again
 from blockstore.errors import OrbitError
 from syncer.audit_files import AuditBroken, AuditFiles
+from syncer.audit_prune import (
+    DAY_NS,
+    ROTATION_BYTES,
+    is_old,
+    plan_removal,
+    pruned_record,
+    start_in,
+)
 from syncer.audit_records import (
     BEGINNING,
     CONTINUED,
@@ -31,13 +39,14 @@ from syncer.audit_records import (
     torn_record,
 )
 from syncer.audit_scan import follow, lines
+from syncer.events import timestamp
 
 __all__ = ["AuditBroken", "AuditLog", "AuditRecord"]
 
 FILE_BYTES_MAX: Final = 64 << 20  # about 200,000 records
 _SEAL_S: Final = 1.0  # an append that comes later than this after the last seal makes a new one
 _SEAL_RECORDS: Final = 10_000  # or with so many records since
-_LAST_BYTES: Final = 1_024  # more than the record of a rotation has
+_PRUNE_EVERY_S: Final = 3_600.0
 
 
 class AuditLog:
@@ -52,20 +61,25 @@ class AuditLog:
         files: AuditFiles,
         key: bytes,
         file_bytes_max: int,
+        keep_days: int,
         now_ns: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
         self._files = files
         self._key = key
+        self._keep_days = keep_days
         self._file_bytes_max = file_bytes_max
         self._now_ns = now_ns
         self._clock = clock
         self._sealed_at = clock()
+        self._prune_at = self._sealed_at  # not before
         self._last = BEGINNING
+        self._start = BEGINNING  # the last record of those that were removed
         self._name = ""
         self._file: DiskFile | None = None
         self._offset = 0  # of the end of the last record in the file
         self._sealed = BEGINNING
+        self._sealed_start = BEGINNING
         self._sealed_offset = 0  # in the same file
         self._rotated = False  # the last record is the file's last one
         # An fsync has failed, here or in a process before: what was written since the seal may be
@@ -79,20 +93,23 @@ class AuditLog:
         disk: Disk | None = None,
         *,
         file_bytes_max: int = FILE_BYTES_MAX,
+        keep_days: int = 0,
         now_ns: Callable[[], int] = time.time_ns,
         clock: Callable[[], float] = time.monotonic,
     ) -> AuditLog:
         """Open the chain in `folder`, or begin one (key file 0600, made on first use).
 
+        `keep_days`: files of older records are removed, here and when a file ends; 0: none are.
         Raises AuditBroken when the key is missing though there are records, StorageFull,
         StorageFailed.
         """
         files = AuditFiles(folder, disk)
         files.disk.mkdir(folder)
         with files.locked():
-            log = cls(files, files.make_key(), file_bytes_max, now_ns, clock)
+            log = cls(files, files.make_key(), file_bytes_max, keep_days, now_ns, clock)
             try:
                 log._find_end()
+                log._prune_now_and_then()
             except BaseException:
                 log._close_file()
                 raise
@@ -110,6 +127,7 @@ class AuditLog:
             self._catch_up()
             if self._offset >= self._file_bytes_max:
                 self._rotate()
+            self._prune_now_and_then()
             self._write(job, records)
             if (
                 self._clock() - self._sealed_at >= _SEAL_S
@@ -138,6 +156,32 @@ class AuditLog:
         self._rotated = True
         self._make_durable()
         self._next_file()
+
+    def _prune_now_and_then(self) -> None:
+        if self._keep_days and self._clock() >= self._prune_at:
+            self._prune_at = self._clock() + _PRUNE_EVERY_S
+            with contextlib.suppress(OrbitError):  # nothing depends on it
+                self._prune()
+
+    def _prune(self) -> None:
+        """Remove the files that are too old, once it is durable that they are."""
+        assert self._file is not None
+        now_ns = self._now_ns()
+        if is_old(self._file, now_ns):
+            self._rotate()
+        logs = self._files.logs()
+        others = logs[: logs.index(self._name)] if self._name in logs else []
+        cut = timestamp(now_ns - self._keep_days * DAY_NS)
+        removal = plan_removal(self._files, others, self._start, cut)
+        if not removal.names:
+            return
+        if removal.start != self._start:
+            self._write(0, [pruned_record(removal, logs[len(removal.names)])])
+            self._start = removal.start
+        self._make_durable()
+        for name in removal.names:
+            self._files.disk.unlink(self._files.folder / name)
+        self._files.disk.fsync_dir(self._files.folder)
 
     def _next_file(self) -> None:
         """Begin the file that follows, unless another process or one before a crash has."""
@@ -171,6 +215,7 @@ class AuditLog:
             self._resume_unsealed(logs)
             return
         self._last = self._sealed = head.link
+        self._start = self._sealed_start = head.start
         path = self._files.folder / head.file
         if not self._files.disk.exists(path):
             if head.link.sequence:
@@ -191,7 +236,7 @@ class AuditLog:
         assert self._file is not None
         if not head.link.sequence:
             return True
-        start = max(0, head.offset - _LAST_BYTES)
+        start = max(0, head.offset - ROTATION_BYTES)
         found = self._file.pread(head.offset - start, start)
         if len(found) < head.offset - start or mac_in(found) != head.link.mac:
             return False
@@ -224,6 +269,12 @@ class AuditLog:
 
     def _catch_up(self) -> None:
         """Follow what others have appended, and mark what a crash has cut."""
+        if not self._files.disk.exists(self._files.folder / self._name):
+            # It was too old for another process, which is far ahead: so are we now.
+            self._close_file()
+            self._suspect = True
+            self._find_end()
+            return
         while True:
             assert self._file is not None
             size = self._file.size()
@@ -242,6 +293,8 @@ class AuditLog:
 
     def _see(self, _: Link, line: bytes) -> None:
         self._rotated = _is_rotated(line)
+        if (start := start_in(line)) is not None:
+            self._start = start
 
     def _mark_torn(self, size: int) -> None:
         assert self._file is not None
@@ -251,7 +304,7 @@ class AuditLog:
         if whole is not None:  # nothing but the newline was cut off
             self._file.pwritev([newline], size)
             self._offset, self._last = size + len(newline), whole
-            self._rotated = _is_rotated(region)
+            self._see(whole, region + newline)
             return
         self._offset = size
         self._write(0, [torn_record(region + newline)], before=newline)
@@ -268,7 +321,7 @@ class AuditLog:
             self._make_durable()
 
     def _make_durable(self) -> None:
-        if self._sealed == self._last:
+        if (self._sealed, self._sealed_start) == (self._last, self._start):
             return
         assert self._file is not None
         try:
@@ -279,8 +332,9 @@ class AuditLog:
         except OrbitError:
             self._suspect = True
             raise
-        self._files.seal(self._key, Head(self._last, self._name, self._offset))
+        self._files.seal(self._key, Head(self._last, self._name, self._offset, self._start))
         self._sealed, self._sealed_offset, self._suspect = self._last, self._offset, False
+        self._sealed_start = self._start
         self._sealed_at = self._clock()
 
     def close(self) -> None:

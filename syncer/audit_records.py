@@ -34,6 +34,7 @@ TORN: Final = "audit.torn"  # what lies before it was cut by a crash
 GAP: Final = "audit.gap"  # records, or the sealed head, were missing when the chain was opened
 ROTATED: Final = "audit.rotated"  # the last record of a file
 CONTINUED: Final = "audit.continued"  # the first one of the next file
+PRUNED: Final = "audit.pruned"  # the oldest files were removed: they were too old
 _MARK: Final = b',"mac":"'
 _TAIL_BYTES: Final = len(_MARK) + 64 + len(b'"}')
 _DUMPS: Final = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: any path has an escape
@@ -137,18 +138,20 @@ class Head(NamedTuple):
     link: Link
     file: str  # that the record lies in
     offset: int  # bytes in it, to the record's end
+    start: Link = BEGINNING  # the last record of those that were removed because of their age
 
 
 def encode_head(key: bytes, head: Head) -> bytes:
     """Return the content of the head's file: one line, sealed."""
-    body = _DUMPS(
-        {
-            "sequence": head.link.sequence,
-            "mac": head.link.mac.hex(),
-            "file": head.file,
-            "offset": head.offset,
-        }
-    )
+    fields: dict[str, object] = {
+        "sequence": head.link.sequence,
+        "mac": head.link.mac.hex(),
+        "file": head.file,
+        "offset": head.offset,
+    }
+    if head.start.sequence:
+        fields |= {"start": head.start.sequence, "start_mac": head.start.mac.hex()}
+    body = _DUMPS(fields)
     seal = mac_of(key, b"head", body.encode()).hex()
     return f"{body}\n{seal}\n".encode()
 
@@ -160,4 +163,7 @@ def decode_head(key: bytes, content: bytes) -> Head | None:
         return None
     fields = json.loads(body)
     link = Link(fields["sequence"], bytes.fromhex(fields["mac"]))
-    return Head(link, fields["file"], fields["offset"])
+    start = BEGINNING
+    if "start" in fields:
+        start = Link(fields["start"], bytes.fromhex(fields["start_mac"]))
+    return Head(link, fields["file"], fields["offset"], start)

@@ -41,6 +41,7 @@ class AuditReport:
     """What verifying found."""
 
     records: int  # right ones, up to the problem
+    pruned: int  # that came before them, and were removed because of their age
     torn: int  # cut by crashes, and marked as such
     problem: AuditProblem | None  # None: every record is there, unchanged and in order
 
@@ -77,24 +78,30 @@ def verify(folder: Path, disk: Disk | None = None) -> AuditReport:
     """
     files = AuditFiles(folder, disk)
     if not files.begun():
-        return AuditReport(0, 0, None)
+        return AuditReport(0, 0, 0, None)
     with files.locked():  # for what is complete now
         try:
             key = files.key()
         except AuditBroken as error:
-            return AuditReport(0, 0, AuditProblem("key", 0, "", 0, str(error)))
+            return AuditReport(0, 0, 0, AuditProblem("key", 0, "", 0, str(error)))
         try:
             head = files.head(key)
         except (FileNotFoundError, ValueError):
             head = None
-        sizes = {name: _size(files, name) for name in files.logs()}
-    walk = _Walk(head.link if head is not None else BEGINNING)
-    problem = _walk(files, key, sizes, walk, head)
+        start = head.start if head is not None else BEGINNING
+        first = files.log_name(start.sequence + 1)
+        # A crash may have left files that were to be removed: they count no more.
+        sizes = {name: _size(files, name) for name in files.logs() if name >= first}
+    walk = _Walk(head.link if head is not None else BEGINNING, start)
+    try:
+        problem = _walk(files, key, sizes, walk, head)
+    except FileNotFoundError:  # it has become too old just now, or the next look will say so
+        return verify(folder, disk)
     if problem is None and head is None:
         problem = AuditProblem(
             "head", 0, "", 0, "the sealed head is missing or changed: records at the end may lack"
         )
-    return AuditReport(walk.last.sequence, walk.torn, problem)
+    return AuditReport(walk.last.sequence - start.sequence, start.sequence, walk.torn, problem)
 
 
 def _size(files: AuditFiles, name: str) -> int:
@@ -202,7 +209,10 @@ def show(
     files = AuditFiles(folder, disk)
     matches = wanted.matcher()
     for name in files.logs():
-        file = files.disk.open(files.folder / name)
+        try:
+            file = files.disk.open(files.folder / name)
+        except FileNotFoundError:  # it has become too old just now
+            continue
         with contextlib.closing(file):
             for _, line in lines(file, 0, file.size()):
                 fields = fields_of(line)

@@ -66,6 +66,7 @@ class Context:
     classes: tuple[tuple[str, str], ...] = ()  # globs and the semantic class of what they match
     bandwidth: Bandwidth | None = None  # the bucket of all jobs of this process
     audited: bool = True
+    audit_keep_days: int = 0  # older records of the audit trail are removed; 0: none are
     credentials: str = (
         ""  # the file with the remotes' credentials; "": the usual one, if it is there
     )
@@ -128,7 +129,7 @@ class Context:
         if self.audited and self._shared.audit is None:
             from syncer.audit import AuditLog
 
-            self._shared.audit = AuditLog.open(self.state / "audit")
+            self._shared.audit = AuditLog.open(self.state / "audit", keep_days=self.audit_keep_days)
         return self._shared.audit
 
     @property

@@ -14,6 +14,9 @@ from typing import Final
 from blockstore.errors import OrbitError
 
 SEMANTIC: Final = "semantic"
+AUDIT_DAYS_MAX: Final = 36_500
+_JOBS: Final = "jobs"
+_KEEP_DAYS: Final = "audit_keep_days"
 
 
 class SettingsInvalid(OrbitError):
@@ -25,6 +28,7 @@ class Settings:
     """What a user has decided for all jobs."""
 
     classes: tuple[tuple[str, str], ...] = ()  # globs and the semantic class of what they match
+    audit_keep_days: int = 0  # see Context
 
 
 def settings_path(environment: Mapping[str, str] = os.environ) -> Path:
@@ -49,9 +53,21 @@ def load_settings(path: Path | None = None) -> Settings:
     except ValueError as error:  # no TOML, or no UTF-8
         raise SettingsInvalid(f"{path}: {error}") from error
     classes = classes_of(tables.pop(SEMANTIC, {}), str(path))
+    keep_days = _keep_days(tables.pop(_JOBS, {}), str(path))
     if tables:
-        raise SettingsInvalid(f"{path}: unknown {', '.join(tables)}; there is [{SEMANTIC}]")
-    return Settings(classes)
+        there = f"[{SEMANTIC}] and [{_JOBS}]"
+        raise SettingsInvalid(f"{path}: unknown {', '.join(tables)}; there are {there}")
+    return Settings(classes, keep_days)
+
+
+def _keep_days(table: object, source: str) -> int:
+    """What `[jobs]` says; the daemon's has more. Raises SettingsInvalid."""
+    if not isinstance(table, dict) or table.keys() - {_KEEP_DAYS}:
+        raise SettingsInvalid(f"{source}: in [{_JOBS}] there is {_KEEP_DAYS} only")
+    days = table.get(_KEEP_DAYS, 0)
+    if type(days) is not int or not 0 <= days <= AUDIT_DAYS_MAX:
+        raise SettingsInvalid(f"{source}: {_KEEP_DAYS} is a number from 0 to {AUDIT_DAYS_MAX}")
+    return days
 
 
 def classes_of(table: object, source: str) -> tuple[tuple[str, str], ...]:

@@ -34,7 +34,7 @@ from syncer.jobs_errors import LeaseLost
 from syncer.jobs_held import HeldJob
 from syncer.limit import Limit
 from syncer.remotes.policy import RemotePolicy
-from syncer.settings import load_settings
+from syncer.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from syncer.door import Door
@@ -194,11 +194,12 @@ def open_door(descriptors: str) -> Door:
     return Door([socket.socket(fileno=int(each)) for each in descriptors.split(",")])
 
 
-def _classes(given: list[list[str]] | None) -> tuple[tuple[str, str], ...]:
+def _settings(options: argparse.Namespace) -> Settings:
     """The daemon's, or the user's own. Raises SettingsInvalid."""
-    if given is None:
-        return load_settings().classes
-    return tuple((glob, name) for glob, name in given)
+    if options.classes is None:
+        return load_settings()
+    classes = tuple((glob, name) for glob, name in options.classes)
+    return Settings(classes, options.audit_keep_days)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -214,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stay", action="store_true")
     parser.add_argument("--bandwidth", default="", metavar="RATE|TIMETABLE")
     parser.add_argument("--classes", type=json.loads, metavar="JSON")
+    parser.add_argument("--audit-keep-days", type=int, default=0, metavar="DAYS")
     parser.add_argument("--credentials", default="", metavar="FILE")
     parser.add_argument("--policy", type=json.loads, default={}, metavar="JSON")
     options = parser.parse_args(arguments)
@@ -229,9 +231,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _work_as(options: argparse.Namespace) -> None:
     """What the command line says, from beginning to end. Raises OrbitError."""
     limit = Limit(options.bandwidth)
+    settings = _settings(options)
     context = Context(
         bandwidth=limit.bucket,
-        classes=_classes(options.classes),
+        classes=settings.classes,
+        audit_keep_days=settings.audit_keep_days,
         state=options.state,
         cache=options.cache or options.state / "cache",
         door=open_door(options.door) if options.door is not None else None,

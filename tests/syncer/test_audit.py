@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import random
@@ -22,6 +23,8 @@ from blockstore.errors import OrbitError, StorageFailed, StorageFull
 from syncer.audit import AuditBroken, AuditLog, AuditRecord
 from syncer.audit_records import BEGINNING, check_line, encode_record, fields_of
 from syncer.audit_verify import AuditFilter, export, show, verify
+from syncer.jobs import Jobs
+from syncer.options import JobSpec, Verb
 from tests.simdisk import SimDisk, SimulatedCrash, abandon
 
 KEY = bytes(range(32))
@@ -342,6 +345,157 @@ def test_appending_seals_by_itself_now_and_then(tmp_path):
     log.append(7, [record(2)] * 10_000)
     path.write_bytes(path.read_bytes()[:-1])
     assert verify(tmp_path).problem.kind == "truncated"
+
+
+# --- age ----------------------------------------------------------------------------------------
+
+DAY = 86_400 * S
+
+
+class Calendar:
+    """A clock that is set, in days since 1970."""
+
+    def __init__(self) -> None:
+        self.day = 1_000.0
+
+    def now_ns(self) -> int:
+        return round(self.day * DAY)
+
+    def seconds(self) -> float:
+        return self.day * 86_400
+
+    def log(self, folder: Path, disk: SimDisk | None = None, keep_days: int = 30) -> AuditLog:
+        return AuditLog.open(
+            folder,
+            disk,
+            file_bytes_max=3_000,
+            keep_days=keep_days,
+            now_ns=self.now_ns,
+            clock=self.seconds,
+        )
+
+    def record(self) -> AuditRecord:
+        """One of today."""
+        return AuditRecord("file.copied", bytes=int(self.day))
+
+
+def _days(folder: Path, disk: SimDisk | None = None) -> list[int]:
+    return [each["bytes"] for each in show(folder, AuditFilter(job=7), disk)]
+
+
+@pytest.mark.parametrize("stays_open", [False, True])
+def test_what_is_too_old_is_removed_and_the_rest_verifies(tmp_path, stays_open):
+    calendar = Calendar()
+    log = calendar.log(tmp_path)
+    for day in range(1_000, 1_100):
+        calendar.day = day
+        if not stays_open:
+            log.close()
+            log = calendar.log(tmp_path)
+        log.append(7, [calendar.record()])
+        kept = _days(tmp_path)
+        # A file ends when it is more than a day old, or full.
+        assert kept == list(range(kept[0], day + 1))
+        assert day - 32 <= kept[0] <= max(1_000, day - 28)
+    log.close()
+    report = verify(tmp_path)
+    assert report.problem is None
+    assert report.pruned > 100
+    assert report.records == sum(path.read_text().count("\n") for path in tmp_path.glob("*.log"))
+
+
+def test_nothing_is_removed_unless_it_is_asked_for(tmp_path):
+    calendar = Calendar()
+    for day in (1_000, 1_500, 9_000):
+        calendar.day = day
+        log = calendar.log(tmp_path, keep_days=0)
+        log.append(7, [calendar.record()])
+        log.close()
+    assert _days(tmp_path) == [1_000, 1_500, 9_000]
+    assert len(list(tmp_path.glob("*.log"))) == 1
+
+
+def test_who_removes_old_files_by_hand_is_noticed(tmp_path):
+    calendar = Calendar()
+    for day in range(1_000, 1_060, 3):
+        calendar.day = day
+        log = calendar.log(tmp_path)
+        log.append(7, [calendar.record()])
+        log.close()
+    names = sorted(tmp_path.glob("*.log"))
+    assert verify(tmp_path).pruned
+    for path in names:
+        content = path.read_bytes()
+        path.unlink()
+        problem = verify(tmp_path).problem
+        assert problem is not None
+        assert problem.sequence == json.loads(content.splitlines()[0])["sequence"]
+        path.write_bytes(content)
+    # Nor can the record of it be made up without the key.
+    head = (tmp_path / "audit.head").read_text()
+    fields = json.loads(head.splitlines()[0])
+    forged = json.dumps(fields | {"start": fields["start"] + 1}, separators=(",", ":"))
+    (tmp_path / "audit.head").write_text(forged + "\n" + head.splitlines()[1] + "\n")
+    assert verify(tmp_path).problem is not None
+
+
+def test_a_second_process_knows_what_the_first_has_removed(tmp_path):
+    calendar = Calendar()
+    other = calendar.log(tmp_path, keep_days=0)
+    for day in (1_000, 1_002, 1_004, 1_040):
+        calendar.day = day
+        log = calendar.log(tmp_path)
+        log.append(7, [calendar.record()])
+        log.close()
+    assert _days(tmp_path) == [1_040]
+    other.append(7, [calendar.record()])
+    other.close()
+    assert verify(tmp_path).problem is None
+    assert verify(tmp_path).pruned
+
+
+@pytest.mark.parametrize("days", [0, 30])
+def test_a_worker_keeps_the_trail_for_as_long_as_it_is_told(tmp_path, days):
+    old = Calendar().log(tmp_path / "state" / "audit")
+    old.append(7, [Calendar().record()])
+    old.close()
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "f").write_text("x")
+    jobs = Jobs.open(tmp_path / "state" / "jobs.db")
+    jobs.submit(JobSpec(Verb.COPY, str(tmp_path / "source"), str(tmp_path / "target")))
+    jobs.close()
+    command = [sys.executable, "-m", "syncer.worker", "--state", str(tmp_path / "state")]
+    subprocess.run([*command, "--classes", "[]", "--audit-keep-days", str(days)], check=True)
+    assert (tmp_path / "target" / "f").exists()
+    assert _days(tmp_path / "state" / "audit") == ([] if days else [1_000])
+    assert verify(tmp_path / "state" / "audit").problem is None
+
+
+def test_a_crash_at_every_call_while_files_are_removed():
+    for at in itertools.count(1):
+        calendar = Calendar()
+        disk = SimDisk(at)
+        for day in range(1_000, 1_010, 2):
+            calendar.day = day
+            log = calendar.log(FOLDER, disk)
+            log.append(7, [calendar.record()])
+            log.close()
+        calendar.day = 1_036
+        disk.crash_at(at)
+        survived = False
+        with contextlib.suppress(SimulatedCrash):
+            calendar.log(FOLDER, disk).close()
+            survived = True
+        disk = disk.crash()
+        problem = verify(FOLDER, disk).problem
+        assert problem is None or problem.kind == "torn", at
+        assert _days(FOLDER, disk)[-2:] == [1_006, 1_008]
+        calendar.log(FOLDER, disk).close()
+        assert verify(FOLDER, disk).problem is None, at
+        assert _days(FOLDER, disk) == [1_006, 1_008]
+        if survived:
+            assert at > 10
+            return
 
 
 # --- rotation, several processes -----------------------------------------------------------------

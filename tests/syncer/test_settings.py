@@ -21,6 +21,13 @@ def test_without_a_file_there_are_defaults(tmp_path):
     assert load_settings(tmp_path / "none") == Settings()
 
 
+def test_days_of_the_audit_trail(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("[jobs]\naudit_keep_days = 90\n")
+    assert load_settings(path) == Settings(audit_keep_days=90)
+    assert load_config(path, {}).jobs.audit_keep_days == 90
+
+
 def test_classes_keep_their_order(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(GOOD)
@@ -39,7 +46,10 @@ def test_classes_keep_their_order(tmp_path):
         ('[semantic]\n"*.a" = "urgent"', "no class"),
         ('[semantic]\n"a/" = "low"', "those of files"),
         ("semantic = 3", "must be a section"),
-        ("[sematic]", "there is [semantic]"),
+        ("[sematic]", "there are [semantic] and [jobs]"),
+        ("[jobs]\nat_once = 3", "audit_keep_days only"),
+        ("[jobs]\naudit_keep_days = -1", "from 0 to"),
+        ("[jobs]\naudit_keep_days = true", "from 0 to"),
         ("\xff", "utf-8"),
     ],
 )
