@@ -57,6 +57,7 @@ from syncer.walk_scratch import Links, Scratch
 __all__ = ["Backup", "Failure", "Previous", "Progress", "backup"]
 
 _MESSAGES: Final = 16
+_ENTRIES: Final = 2_000  # of unchanged directories in one message; some 700 bytes each
 _READERS_MAX: Final = 16
 _TRIES: Final = 3
 _GARBAGE_FROM: Final = 100_000  # objects made since the last search for cycles
@@ -181,6 +182,7 @@ class _Run:
         )
         self._to_assembly, self._items = trio.open_memory_channel[list[Item]](_MESSAGES)
         self._out: list[Item] = []
+        self._out_entries = 0  # in directories that are handed on as they were
         self._batch: list[Slot] = []
         self._batch_bytes = 0
 
@@ -215,7 +217,7 @@ class _Run:
         stack = [_Frame(top)]
         await self._begin(top)
         while stack:
-            if len(self._out) >= ITEMS:
+            if len(self._out) >= ITEMS or self._out_entries >= _ENTRIES:
                 await self._hand_on()
             frame = stack[-1]
             if frame.at == len(frame.page) and not await self._next_page(frame, stack):
@@ -226,6 +228,7 @@ class _Run:
             page = frame.page
             if frame.folder.same:
                 self._out.append(Same([each.known.entry for each in page if each.known]))
+                self._out_entries += len(page)
                 frame.at = len(page)
             while frame.at < len(page):
                 node, known, same = page[frame.at]
@@ -336,6 +339,7 @@ class _Run:
         # What assembly waits for must be on its way to a reader before this waits for assembly.
         await self._send_batch()
         out, self._out = self._out, []
+        self._out_entries = 0
         if out:
             await self._to_assembly.send(out)
 

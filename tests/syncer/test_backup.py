@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,25 @@ async def test_what_did_not_change_is_neither_read_nor_written(source: Path) -> 
     # The file, three directories, their tokens, the root and its token.
     assert len(store.new) - stored == 9
     await tree.close()
+
+
+async def test_unchanged_directories_are_handed_on_a_few_at_a_time(tmp_path: Path) -> None:
+    """Between walk and assembly are messages: what one of them holds is what memory holds."""
+    source = tmp_path / "source"
+    for number in range(50):
+        (source / str(number)).mkdir(parents=True)
+        for name in range(100):
+            (source / str(number) / str(name)).touch()
+    settle(source)
+    tree = await LocalTree.open(os.fsencode(source))
+    store = MemoryStore()
+    first, _ = await run(tree, store)
+    seen: list[int] = []
+    again, _ = await run(tree, store, first, progress=lambda now: seen.append(now.nodes))
+    await tree.close()
+    assert again.progress.files_unchanged == 5_000
+    assert seen[-1] == 5_050
+    assert max(now - before for before, now in pairwise([0, *seen])) < 3_000
 
 
 async def test_checksum_reads_all(source: Path) -> None:
