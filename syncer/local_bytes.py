@@ -20,6 +20,8 @@ class Method(enum.Enum):
     SENDFILE = "sendfile"  # within the kernel too, between file systems
     BUFFERED = "buffered"  # through this process
 
+    __hash__ = object.__hash__  # Enum's is a function of Python's, and every file is counted by it
+
 
 _METHODS: Final = (Method.REFLINK, Method.COPY_FILE_RANGE, Method.SENDFILE, Method.BUFFERED)
 

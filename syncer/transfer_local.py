@@ -74,6 +74,8 @@ class LocalMover:
         results: list[StepResult | None] = [None] * len(taken)
         items: list[CopyItem] = []
         places: list[int] = []
+        if self._limited():
+            return results
         for place, each in enumerate(taken):
             step = each.step
             if self._fits(each) and step.node is not None:
@@ -98,8 +100,6 @@ class LocalMover:
     def _fits(self, taken: TakenStep) -> bool:
         step = taken.step
         if step.size > SMALL_BYTES_MAX or taken.attempts or taken.checkpoint is not None:
-            return False
-        if self._limited():
             return False
         # What has an old copy may be built from that, or goes to the trash.
         changed = self._options.smart and step.size >= _DELTA_MIN
