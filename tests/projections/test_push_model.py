@@ -8,6 +8,7 @@ told to be.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -98,8 +99,20 @@ class Life:
             world.close()
 
 
+class Counted(MemoryRemote):
+    """The worker's connection: `before` is called before each of its requests."""
+
+    def __init__(self, server: MemoryServer, before: Callable[[], None]) -> None:
+        super().__init__(server)
+        self._before = before
+
+    async def _begin(self, method: str, key: bytes) -> None:
+        self._before()
+        await super()._begin(method, key)
+
+
 async def cut_off_push(world: Pushed, life: Life, **options: Any) -> None:
-    """A push whose worker dies somewhere, or whose remote goes away."""
+    """A push whose worker dies somewhere, or whose remote goes away, for the daemon too."""
     left = life.rng.randrange(1, 40)
     away = life.rng.random() < 0.3
 
@@ -110,7 +123,6 @@ async def cut_off_push(world: Pushed, life: Life, **options: Any) -> None:
             raise CutOff
 
     async def before_request(*_: object) -> None:
-        count()
         if left < 0 and away:
             raise Unreachable("away")
 
@@ -120,7 +132,7 @@ async def cut_off_push(world: Pushed, life: Life, **options: Any) -> None:
     life.server.before_request = before_request
     world.door.before = world.door.after = at_the_door
     try:
-        await world.push(**options)
+        await world.push(remote=Counted(life.server, count), **options)
     except* (CutOff, RemoteError, OrbitError):
         pass
     finally:
