@@ -83,6 +83,8 @@ class DoorServer:
         self._loop = loop
         self._mount = mount
         self._lock = threading.Lock()
+        # Two at a time would wait for the interpreter's lock, and the mount with them.
+        self._reading = threading.Lock()
         self._visits: set[_Visit] = set()
         self._numbers = itertools.count(1)
         self._ops: dict[str, Callable[[_Visit, Message], Reply]] = {
@@ -226,7 +228,8 @@ class DoorServer:
         looks = self._loop.wait(
             lambda: self._tree.looks.all(files, xattrs=xattrs, bytes_max=BYTES_MAX)
         )
-        heads, parts = content_of(self._store, looks)
+        with self._reading:
+            heads, parts = content_of(self._store, looks)
         return {"files": heads}, parts
 
     def _write(self, visit: _Visit, request: Message) -> Reply:
