@@ -28,6 +28,7 @@ from blockstore.packfile import (
 
 GAP_BYTES_MAX = 64 << 10  # reading this much for nothing costs less than another request
 RUN_BYTES_MAX = 2 << 20
+_CACHED_BYTES = 204  # of memory for a chunk in the cache, besides its content
 
 
 class Want(NamedTuple):
@@ -262,7 +263,7 @@ def open_record(data: memoryview, offset: int, salt: int) -> dict[ChunkId, bytes
 
 
 class ChunkCache:
-    """Decoded chunks, least recently used first out, bounded in bytes."""
+    """Decoded chunks, least recently used first out, bounded in bytes of memory."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -290,7 +291,7 @@ class ChunkCache:
                 return
             self._chunks[name] = data
             self._bytes += len(data)
-            while self._bytes > self._bytes_max:
+            while self._bytes + _CACHED_BYTES * len(self._chunks) > self._bytes_max:
                 self._bytes -= len(self._chunks.popitem(last=False)[1])
 
     def discard(self, names: Iterable[ChunkId]) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from blockstore import (
     chunk_id,
 )
 from blockstore.chunker import ChunkerParams
+from blockstore.reader import ChunkCache
 from tests.blockstore.conftest import SMALL, Opener, assert_sound, blob
 
 
@@ -542,3 +544,15 @@ def test_opening_scans_no_pack_of_many_chunks(
     assert store.stats().packs == 2 - packs_read
     assert len(store.fetch(ids)) == chunks + 1
     assert_sound(store)
+
+
+def test_the_cache_counts_what_small_chunks_take_besides_their_bytes() -> None:
+    tracemalloc.start()
+    try:
+        cache = ChunkCache(1 << 20)
+        for number in range(20_000):
+            cache.add(ChunkId(number.to_bytes(32, "big")), bytes(bytearray(100)))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 300_000 < cache.bytes < taken < 1.3 * (1 << 20)
