@@ -3,7 +3,7 @@
 `.orbit-<boot>-<pid>-<start>-<random>-<number>.part` belongs to a process and is worth nothing when
 that has ended; `boot` is a hash of the boot and of the space in which the pid counts.
 `.orbit-kept-<random>.part` belongs to a job that may go on in it. Both lie in the folder of the
-file that they will be.
+file that they will be, also at remotes that know no other way to write a file whole.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +24,8 @@ STALE_S: Final = 7 * 86_400.0  # a kept part, or another machine's, that nobody 
 _OWNED: Final = re.compile(
     rb"\.orbit-([0-9a-f]{8})-([0-9a-f]+)-([0-9a-f]+)-[0-9a-f]{8}-[0-9a-f]+\.part"
 )
-# The last: what a `file:` remote calls its own.
-_OTHER: Final = re.compile(rb"\.orbit-kept-[0-9a-f]{16}\.part|\.orbit-[0-9a-f]{16}\.tmp")
+# The last: what older versions wrote at remotes.
+_OTHER: Final = re.compile(rb"\.orbit-kept-[0-9a-f]{16}\.part|\.orbit-[0-9a-f]{16}\.(?:tmp|part)")
 
 
 def is_part(name: bytes) -> bool:
@@ -83,3 +84,13 @@ class PartNames:
     def new(self) -> bytes:
         """A name that nothing has."""
         return b"%s-%x.part" % (self._prefix, next(self._numbers))
+
+
+@cache
+def _names_of(pid: int) -> PartNames:  # noqa: ARG001  a fork is another process
+    return PartNames()
+
+
+def new_part() -> bytes:
+    """A name for a file that this process writes at a remote. For any thread."""
+    return _names_of(os.getpid()).new()

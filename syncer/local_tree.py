@@ -262,6 +262,11 @@ class LocalTree:
         """See Tree."""
         await self.run(self.files.rename, path, new_path)
 
+    @property
+    def found_parts(self) -> bool:
+        """Whether a listing has come by a part, dead or alive."""
+        return self.scanner.found_parts
+
     async def clean(self, path: bytes) -> int:
         """Remove what dead writers left in one directory; how many files.
 

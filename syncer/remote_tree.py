@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from syncer.remote_parts import RemoteParts
 from syncer.remotes.errors import Changed, Exists, Missing, Unsupported
 from syncer.remotes.keys import components
 from syncer.remotes.remote import Attributes, Entry, Kind, Remote, Version
@@ -131,6 +132,7 @@ class RemoteTree:
         self._remote = remote
         self._warn = warn or (lambda text: _log.warning("%s", text))
         self.left_out = 0  # entries of listings that no path can name
+        self._parts = RemoteParts(remote)
         keeps = remote.capabilities
         # Attributes live in the objects' metadata where there is no other place for them.
         self._described = keeps.metadata and not keeps.mtime_resolution_ns
@@ -249,6 +251,8 @@ class RemoteTree:
         async def take(page: Entries) -> None:
             nodes = []
             for entry in page:
+                if self._parts.takes(path, entry):
+                    continue
                 node = self._node(entry, listed=True)
                 if node is None or not self._nameable(node.name, seen):
                     left_out.append(entry.key)
@@ -264,6 +268,15 @@ class RemoteTree:
                 f"{self.label}: {len(left_out)} entries of {path!r} are left out, for no path "
                 f"can name them: {left_out[0]!r}" + (" …" if len(left_out) > 1 else "")
             )
+
+    @property
+    def found_parts(self) -> bool:
+        """Whether a listing has come by a file that is being written, or was left so."""
+        return self._parts.any
+
+    async def clean(self, path: bytes) -> int:
+        """Remove those of one directory that nobody writes any more. See RemoteParts."""
+        return await self._parts.clean(path)
 
     def _nameable(self, name: bytes, seen: set[bytes]) -> bool:
         if name in {b"", b".", b".."} or b"/" in name or b"\0" in name or name in seen:
@@ -440,6 +453,8 @@ class RemoteTree:
     async def delete(self, path: bytes, node: Node) -> None:
         """See Tree."""
         directory = node.kind is NodeKind.DIRECTORY
+        if directory:
+            await self.clean(path)
         await self._remote.delete(self._key(path, directory=directory))
 
     async def rename(self, path: bytes, new_path: bytes) -> None:

@@ -1,16 +1,26 @@
-"""What writers that were killed have left in local folders."""
+"""What writers that were killed, or cut off, have left at the destination."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
-from syncer.local_tree import LocalTree
 from syncer.remotes.errors import RemoteError
 from syncer.steps import StepKind, TakenStep
 
 _FOLDERS_MAX: Final = 10_000  # remembered as done; beyond, some are looked into twice
+
+
+class HasParts(Protocol):
+    """A tree in which files have other names while they are written."""
+
+    @property
+    def found_parts(self) -> bool:
+        """Whether a listing has come by such a file."""
+
+    async def clean(self, path: bytes) -> int:
+        """Remove those of one directory that nobody writes any more; how many."""
 
 
 class Tidy:
@@ -20,7 +30,7 @@ class Tidy:
     steps there, and so has another one that does the same; that one has seen them on its way.
     """
 
-    def __init__(self, tree: LocalTree, *, resumed: bool) -> None:
+    def __init__(self, tree: HasParts, *, resumed: bool) -> None:
         """`resumed`: an earlier process may have died in this job."""
         self._tree = tree
         self._resumed = resumed
@@ -28,7 +38,7 @@ class Tidy:
 
     async def before(self, taken: Sequence[TakenStep]) -> None:
         """Look into the folders of these steps, if there may be something."""
-        if not (self._resumed or self._tree.scanner.found_parts):
+        if not (self._resumed or self._tree.found_parts):
             return
         files = [each.step.path for each in taken if each.step.kind is StepKind.COPY]
         for folder in {path.rpartition(b"/")[0] for path in files} - self._done:

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from syncer.ends import Ends
 from syncer.engine import Run
 from syncer.events import shown
 from syncer.local_bytes import Method
 from syncer.local_tree import LocalTree
+from syncer.remote_tree import RemoteTree
 from syncer.steps import Step, StepResult, StepState
 from syncer.transfer import EVENT_OF, Light, Mover, Transfer
 from syncer.transfer_ledger import Ledger
 from syncer.transfer_steps import Steps
 from syncer.transfer_tidy import Tidy
+from syncer.tree import Tree
 from syncer.tuning import Tuning
+
+if TYPE_CHECKING:
+    from syncer.door import DoorTree
 
 
 def transfer_of(run: Run, ends: Ends, ledger: Ledger, tuning: Tuning) -> Transfer:
@@ -78,7 +84,7 @@ def transfer_of(run: Run, ends: Ends, ledger: Ledger, tuning: Tuning) -> Transfe
     if mover is None and run.context.door is not None:
         mover = _through_the_door(run, ends)
     tidy: Tidy | None = None
-    if isinstance(ends.destination, LocalTree):
+    if isinstance(ends.destination, LocalTree | RemoteTree):
         resumed = run.held is not None and run.held.attempt > 1
         tidy = Tidy(ends.destination, resumed=resumed)
     local = ends.source.features.local and ends.destination.features.local
@@ -117,15 +123,28 @@ def _through_the_door(run: Run, ends: Ends) -> Mover | None:
 
         writer = EachWriter(target)
     mover = ManyMover(source, writer, run.options, run.meter, take=run.limit.take)
-    if not (isinstance(source, DoorTree) and isinstance(target, DoorTree)):
-        return mover
-    from syncer.transfer_clone import WAY, CloneMover
+    return mover if not isinstance(target, DoorTree) else _cloning(run, source, target, mover)
+
+
+def _cloning(run: Run, source: Tree, target: DoorTree, rest: Mover) -> Mover:
+    """What the daemon's store has is not moved into its namespace."""
+    from syncer.door import DoorTree
+    from syncer.snapshot_tree import SnapshotTree
+    from syncer.transfer_clone import WAY, CloneMover, Cloner, NamespaceCloner, SnapshotCloner
+
+    cloner: Cloner
+    if isinstance(source, DoorTree):
+        cloner = NamespaceCloner(source, target)
+    elif isinstance(source, SnapshotTree) and target.has(source.store):
+        cloner = SnapshotCloner(source, target)
+    else:
+        return rest
 
     def cloned(files: int) -> None:
         ways = run.report.how
         ways[WAY] = ways.get(WAY, 0) + files
 
-    return CloneMover(source, target, run.options, run.meter, cloned, mover)
+    return CloneMover(cloner, target.features, run.options, run.meter, cloned, rest)
 
 
 def keep(run: Run, codec: str, results: Sequence[tuple[Step, StepResult]]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from syncer.linux import system_error
+from syncer.local_parts import new_part
 from syncer.local_root import (
     OPEN_FILE,
     OPEN_NEW,
@@ -251,7 +251,7 @@ class Draft:
     def _begin(self) -> None:
         self._spot = self._folder.open_parent(self._key)
         self._open.callback(os.close, self._spot[0])
-        temporary = b".orbit-%s.tmp" % secrets.token_hex(8).encode()
+        temporary = new_part()
         # Not readable by more than it will be.
         mode = 0o666 if self._attributes.mode is None else 0o600
         self._handle = os.open(temporary, OPEN_NEW, mode, dir_fd=self._spot[0])

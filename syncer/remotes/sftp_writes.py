@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections import deque
 from dataclasses import replace
 
+from syncer.local_parts import new_part
 from syncer.remotes.errors import Changed, Exists, Full, NotEmpty, RemoteError, Unsupported
 from syncer.remotes.remote import Attributes, Entry, Kind, Version
 from syncer.remotes.sftp_reads import attrs_of, stat_path
@@ -71,7 +71,7 @@ class Upload:
         self._path = path
         self._attributes = attributes
         folder, slash, _ = path.rpartition(b"/")
-        self._temporary = folder + slash + b".orbit-%s.tmp" % secrets.token_hex(8).encode()
+        self._temporary = folder + slash + new_part()
         self._begun = False
         self._handle: bytes | None = None
         self._offset = 0

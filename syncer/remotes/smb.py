@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import importlib.util
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from typing import TypeVar
 
 import trio
 
+from syncer.local_parts import new_part
 from syncer.remotes import smb_calls, smb_wire
 from syncer.remotes.errors import (
     BadUrl,
@@ -314,7 +314,7 @@ class SmbRemote:
         path = self._path(key, new=True)
         # Short whatever the name's length, and hidden from those who list a directory.
         parent, slash, _ = path.rpartition("\\")
-        temporary = f"{parent}{slash}.orbit-{secrets.token_hex(8)}.part"
+        temporary = f"{parent}{slash}{new_part().decode()}"
         writing = Writing(temporary, path, attributes, replace=replace, if_version=if_version)
         try:
             await self._run(writing.begin, key)
