@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from typing import Any, Final
@@ -149,6 +149,10 @@ class DoorTree:
         """Whether both are of one namespace."""
         return self._door is other._door
 
+    def has(self, store: object) -> bool:
+        """Whether the namespace is made of a store's chunks."""
+        return isinstance(store, DoorStore) and store.is_of(self._door)
+
     @property
     def label(self) -> str:
         """See Tree."""
@@ -245,12 +249,7 @@ class DoorTree:
         ) as upload:
             await upload.run(ranges)
             item = item_of(where, content.size, metadata, old, replace=replace)
-            item["stage"] = upload.stage
-            outcome = (await self._write([(item, upload.extents)]))[0]
-            if isinstance(outcome, RemoteError):
-                raise outcome
-            upload.named()
-            return outcome
+            return await self._finish(upload, item)
 
     async def write_many(self, files: Sequence[SmallFile]) -> Outcomes:
         """Write small files at once; each one succeeds or fails alone."""
@@ -313,17 +312,39 @@ class DoorTree:
             head = {**item, "op": "clone_part", "stage": upload.stage, "at": 0}
             while head["at"] < file.node.size:
                 head["at"] = (await self._door.ask(head)).head["at"]
-            item["stage"] = upload.stage
-            outcome = (await self._write([(item, [])]))[0]
-            if isinstance(outcome, RemoteError):
-                raise outcome
-            upload.named()
-            return outcome
+            return await self._finish(upload, item)
+
+    async def name_many(self, files: Sequence[tuple[CloneFile, Sequence[Extent]]]) -> Outcomes:
+        """Give small files what the store has; each one succeeds or fails alone.
+
+        Busy: a chunk of it is not there. Raises RemoteError.
+        """
+        return await self._write([(self._item(file), extents) for file, extents in files])
+
+    async def name_large(
+        self, file: CloneFile, more: Callable[[], Awaitable[Sequence[Extent] | None]]
+    ) -> Node:
+        """Give a file what the store has, ascending; None ends it. Raises RemoteError."""
+        item = self._item(file)
+        async with Upload(self._door, self._store, item["path"], Held(b"")) as upload:
+            while (some := await more()) is not None:
+                await upload.add(some)
+            return await self._finish(upload, item)
+
+    async def _finish(self, upload: Upload, item: Head) -> Node:
+        item["stage"] = upload.stage
+        outcome = (await self._write([(item, upload.extents)]))[0]
+        if isinstance(outcome, RemoteError):
+            raise outcome
+        upload.named()
+        return outcome
+
+    def _item(self, file: CloneFile) -> Head:
+        path, size = self._path(file.path), file.node.size
+        return item_of(path, size, file.metadata, file.old, replace=file.replace)
 
     def _clone_item(self, source: DoorTree, file: CloneFile) -> Head:
-        size = file.node.size
-        path = self._path(file.path)
-        item = item_of(path, size, file.metadata, file.old, replace=file.replace)
+        item = self._item(file)
         item["from"] = source._path(file.source_path)
         item["token"] = file.node.token
         return item

@@ -28,6 +28,10 @@ class DoorStore:
         self._door = door
         self._chunker = Chunker(door.chunker)
 
+    def is_of(self, door: Door) -> bool:
+        """Whether it is the store behind a door."""
+        return self._door is door
+
     def cut(self, data: Buffer) -> list[int]:
         """See ChunkStore."""
         return self._chunker.cut(data)

@@ -74,6 +74,12 @@ class Upload:
         """Make the file, which has no name yet. Raises RemoteError."""
         await self._hand_over()
 
+    async def add(self, extents: Sequence[Extent]) -> None:
+        """More of what the store has. Raises RemoteError."""
+        self.extents += extents
+        if len(self.extents) >= self._stage_extents:
+            await self._hand_over()
+
     def named(self) -> None:
         """The file has its name."""
         self.stage = 0
@@ -102,9 +108,7 @@ class Upload:
         extents, rest = await trio.to_thread.run_sync(
             put_parts, self._store, parts, limiter=self._door.limiter
         )
-        self.extents += extents
-        if len(self.extents) >= self._stage_extents:
-            await self._hand_over()
+        await self.add(extents)
         return rest
 
     async def _hand_over(self) -> None:

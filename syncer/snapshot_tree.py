@@ -31,11 +31,12 @@ class SnapshotTree:
         round_trip_s: float = 0.0,
     ) -> None:
         """`at`: the path that is the root here. `round_trip_s`: to the store, if it is away."""
+        self.store = store
         self.reader = SnapshotReader(store, root)
         self._at = at
         self._round_trip_s = round_trip_s
         self._label = label
-        self._limiter = trio.CapacityLimiter(_THREADS)
+        self.limiter = trio.CapacityLimiter(_THREADS)
 
     @property
     def label(self) -> str:
@@ -69,7 +70,7 @@ class SnapshotTree:
 
     async def resolve(self, path: bytes) -> Entry:
         """The entry at a path, with its recipe or the id of its object. Raises Missing."""
-        return await trio.to_thread.run_sync(self.entry, path, limiter=self._limiter)
+        return await trio.to_thread.run_sync(self.entry, path, limiter=self.limiter)
 
     async def list(self, path: bytes, sink: PageSink) -> None:
         """See Tree."""
@@ -86,18 +87,18 @@ class SnapshotTree:
             page = next(iter(self.reader.pages(directory, last)), None)
             return None if page is None else [node_of(entry) for entry in page[:_PAGE]]
 
-        page = await trio.to_thread.run_sync(begin, limiter=self._limiter)
+        page = await trio.to_thread.run_sync(begin, limiter=self.limiter)
         while page is not None:
             last = page[-1].name
             await sink(page)
-            page = await trio.to_thread.run_sync(more, limiter=self._limiter)
+            page = await trio.to_thread.run_sync(more, limiter=self.limiter)
 
     async def stat(self, path: bytes) -> Node:
         """See Tree."""
         return node_of(await self.resolve(path))
 
-    def _pinned(self, path: bytes, node: Node) -> Entry:
-        """The entry at a path, if it is what `node` was seen to be."""
+    def pinned(self, path: bytes, node: Node) -> Entry:
+        """The entry at a path, if it is what `node` was seen to be. Blocks. Raises Changed."""
         try:
             entry = self.entry(path)
         except Missing as error:
@@ -110,9 +111,9 @@ class SnapshotTree:
         """See Tree."""
 
         def read() -> bytes:
-            return self.reader.read(self._pinned(path, node), offset, length)
+            return self.reader.read(self.pinned(path, node), offset, length)
 
-        data = await trio.to_thread.run_sync(read, limiter=self._limiter)
+        data = await trio.to_thread.run_sync(read, limiter=self.limiter)
         if len(data) != length:
             raise Garbled(f"{path!r} gave {len(data)} of {length} bytes at {offset}")
         return data
@@ -123,15 +124,15 @@ class SnapshotTree:
         def xattrs() -> dict[bytes, bytes]:
             return self.reader.xattrs(self.entry(path))
 
-        return await trio.to_thread.run_sync(xattrs, limiter=self._limiter)
+        return await trio.to_thread.run_sync(xattrs, limiter=self.limiter)
 
     async def data_ranges(self, path: bytes, node: Node) -> Sequence[tuple[int, int]] | None:
         """See Tree."""
 
         def ranges() -> Sequence[tuple[int, int]]:
-            return self.reader.data_ranges(self._pinned(path, node))
+            return self.reader.data_ranges(self.pinned(path, node))
 
-        return await trio.to_thread.run_sync(ranges, limiter=self._limiter)
+        return await trio.to_thread.run_sync(ranges, limiter=self.limiter)
 
     async def _refuse(self) -> NoReturn:
         await trio.lowlevel.checkpoint()

@@ -1,28 +1,114 @@
-"""Within the daemon's namespace a copy gets what its source has: no byte is moved.
+"""Copies into the namespace of what the daemon's store has: their extents, and no byte is moved.
 
-What cannot be cloned (a file whose bytes a remote still has, one that changes) is copied.
+Out of the namespace itself, or of a snapshot in the same store. What cannot be cloned (a file whose
+bytes a remote still has, one that changes or is damaged) is copied.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Final, Protocol
 
 import trio
 
 from syncer.door import DoorTree
-from syncer.door_files import CloneFile
+from syncer.door_files import CloneFile, Outcomes
 from syncer.options import Options
-from syncer.remotes.errors import RemoteError
+from syncer.recipes import Extent
+from syncer.remotes.errors import Changed, RemoteError
+from syncer.snapshot_tree import SnapshotTree
 from syncer.steps import StepResult, StepState, TakenStep
 from syncer.transfer import Mover
 from syncer.transfer_meter import Meter
 from syncer.transfer_steps import wanted_metadata
-from syncer.tree import Node
+from syncer.tree import Features, Node
 
 SMALL_BYTES_MAX: Final = 4 << 20  # larger ones are cloned part by part
 WAY: Final = "clone"  # in the report
+
+
+class Cloner(Protocol):
+    """Gives files what others have. Raises RemoteError; Busy, Changed: copy it."""
+
+    async def small(self, files: Sequence[CloneFile], *, xattrs: bool) -> Outcomes:
+        """Some hundred of them; each one succeeds or fails alone."""
+
+    async def large(self, file: CloneFile, *, xattrs: bool) -> Node:
+        """One of any size."""
+
+
+class NamespaceCloner:
+    """Files of the namespace. See Cloner."""
+
+    def __init__(self, source: DoorTree, target: DoorTree) -> None:
+        assert source.is_of(target)
+        self._source = source
+        self._target = target
+
+    async def small(self, files: Sequence[CloneFile], *, xattrs: bool) -> Outcomes:
+        """See Cloner."""
+        return await self._target.clone_many(self._source, files, xattrs=xattrs)
+
+    async def large(self, file: CloneFile, *, xattrs: bool) -> Node:
+        """See Cloner."""
+        if xattrs:
+            kept = await self._source.xattrs(file.source_path)
+            file = file._replace(metadata=file.metadata._replace(xattrs=kept))
+        return await self._target.clone_large(self._source, file)
+
+
+class SnapshotCloner:
+    """Files of a snapshot in the daemon's store. See Cloner."""
+
+    def __init__(self, source: SnapshotTree, target: DoorTree) -> None:
+        self._source = source
+        self._target = target
+
+    async def small(self, files: Sequence[CloneFile], *, xattrs: bool) -> Outcomes:
+        """See Cloner."""
+        found = await trio.to_thread.run_sync(
+            self._look, files, xattrs, abandon_on_cancel=True, limiter=self._source.limiter
+        )
+        written = iter(await self._target.name_many([each for each in found if each is not None]))
+        gone = Changed("the snapshot shows something else now")
+        return [gone if each is None else next(written) for each in found]
+
+    def _look(
+        self, files: Sequence[CloneFile], xattrs: bool
+    ) -> list[tuple[CloneFile, list[Extent]] | None]:
+        """Blocks."""
+        found: list[tuple[CloneFile, list[Extent]] | None] = []
+        for file in files:
+            try:
+                file, batches = self._open(file, xattrs)  # noqa: PLW2901
+                found.append((file, list(chain.from_iterable(batches))))
+            except RemoteError:
+                found.append(None)
+        return found
+
+    def _open(self, file: CloneFile, xattrs: bool) -> tuple[CloneFile, Iterator[list[Extent]]]:
+        """With its attributes, and what it shows. Blocks."""
+        entry = self._source.pinned(file.source_path, file.node)
+        if xattrs:
+            kept = self._source.reader.xattrs(entry)
+            file = file._replace(metadata=file.metadata._replace(xattrs=kept))
+        return file, self._source.reader.extents(entry)
+
+    async def large(self, file: CloneFile, *, xattrs: bool) -> Node:
+        """See Cloner."""
+        limiter = self._source.limiter
+        file, batches = await trio.to_thread.run_sync(
+            self._open, file, xattrs, abandon_on_cancel=True, limiter=limiter
+        )
+
+        async def more() -> list[Extent] | None:
+            return await trio.to_thread.run_sync(
+                next, batches, None, abandon_on_cancel=True, limiter=limiter
+            )
+
+        return await self._target.name_large(file, more)
 
 
 class CloneMover:
@@ -33,17 +119,16 @@ class CloneMover:
 
     def __init__(
         self,
-        source: DoorTree,
-        target: DoorTree,
+        cloner: Cloner,
+        keeps: Features,
         options: Options,
         meter: Meter,
         cloned: Callable[[int], None],
         rest: Mover,
     ) -> None:
-        """`cloned` counts files; `rest` moves what cannot be cloned."""
-        assert source.is_of(target)
-        self._source = source
-        self._target = target
+        """`keeps`: what the destination can; `cloned` counts files; `rest` moves the others."""
+        self._cloner = cloner
+        self._keeps = keeps
         self._options = options
         self._meter = meter
         self._cloned = cloned
@@ -74,7 +159,7 @@ class CloneMover:
     def _file(self, taken: TakenStep) -> CloneFile:
         step, node = taken.step, taken.step.node
         assert node is not None
-        metadata = wanted_metadata(node, self._options, self._target.features)
+        metadata = wanted_metadata(node, self._options, self._keeps)
         return CloneFile(
             step.source_path, node, step.path, metadata, step.old, replace=step.old is not None
         )
@@ -85,9 +170,7 @@ class CloneMover:
         began = time.monotonic()
         files = [self._file(taken[place]) for place in places]
         try:
-            outcomes = await self._target.clone_many(
-                self._source, files, xattrs=self._options.xattrs
-            )
+            outcomes = await self._cloner.small(files, xattrs=self._options.xattrs)
         except RemoteError:
             return
         seconds = (time.monotonic() - began) / len(files)
@@ -97,12 +180,8 @@ class CloneMover:
 
     async def _large(self, taken: TakenStep) -> StepResult | None:
         began = time.monotonic()
-        file = self._file(taken)
         try:
-            if self._options.xattrs:
-                xattrs = await self._source.xattrs(file.source_path)
-                file = file._replace(metadata=file.metadata._replace(xattrs=xattrs))
-            await self._target.clone_large(self._source, file)
+            await self._cloner.large(self._file(taken), xattrs=self._options.xattrs)
         except RemoteError:
             return None
         return self._done(taken, time.monotonic() - began)
