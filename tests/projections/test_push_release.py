@@ -7,9 +7,11 @@ import random
 from dataclasses import replace
 
 import pytest
+import trio
 
 from blockstore.disk import OsDisk
 from blockstore.options import FetchedOptions
+from ghostd import push_release
 from ghostd.filesystem import AttributeChanges
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.remote import Kind
@@ -184,6 +186,20 @@ async def test_a_snapshot_keeps_the_chunks_that_it_names(tmp_path):
         asked = reads(world)
         assert await world.content(b"own") == data
         assert asked == []
+
+
+@jumping
+async def test_the_space_of_what_was_pushed_comes_back_by_itself(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(push_release, "_COLLECT_BYTES", 4 * MIB)
+    data = some_bytes(7, 3 * MIB)
+    async with pushed(OsDisk(), {}, folder=tmp_path, store=CACHE) as world:
+        for name, enough in ((b"r/f", False), (b"r/g", True)):
+            await world.put(name, name + data)
+            await world.push()
+            await trio.sleep(10)  # on a clock that jumps
+            assert (await world.look(name)).allocated == 0
+            assert (world.store.stats().pack_bytes < MIB) == enough
+        assert await world.content(b"r/f") == b"r/f" + data
 
 
 @jumping
