@@ -325,8 +325,10 @@ class DoorTree:
         self, file: CloneFile, more: Callable[[], Awaitable[Sequence[Extent] | None]]
     ) -> Node:
         """Give a file what the store has, ascending; None ends it. Raises RemoteError."""
-        item = self._item(file)
-        async with Upload(self._door, self._store, item["path"], Held(b"")) as upload:
+        item, nothing = self._item(file), Held(b"")
+        async with Upload(
+            self._door, self._store, item["path"], nothing, stage_extents=self.stage_extents
+        ) as upload:
             while (some := await more()) is not None:
                 await upload.add(some)
             return await self._finish(upload, item)

@@ -10,16 +10,16 @@ import trio
 
 from blockstore.ids import Buffer
 from ghostd import door_clones
-from syncer import transfer_clone
+from syncer import door, transfer_clone
 from syncer.door_files import CloneFile
 from syncer.door_protocol import Head, Message
 from syncer.options import Verb
 from syncer.remotes.errors import Busy, Changed
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.tree import Metadata, Node
 from tests.ghostd.test_door import MIB, PLAIN, CountingDoor, Doors, opened
 from tests.ghostd.test_door_reads import context, filled, ran
-from tests.remotes.kinds import Content
 
 __all__ = ["context"]
 
@@ -31,9 +31,9 @@ async def test_no_byte_is_moved(tmp_path, context):
         contents = await filled(doors, 1_000)
         large = random.Random(1).randbytes(7 * MIB)
         holes = [(0, MIB), (6 * MIB, MIB)]
-        await doors.tree.write(b"in/large", Content(large), Metadata(xattrs={b"user.a": b"b"}))
-        await doors.tree.write(b"in/holes", Content(large), PLAIN, ranges=holes)
-        await doors.tree.write(b"in/hole", Content(bytes(9 * MIB)), PLAIN, ranges=[])
+        await doors.tree.write(b"in/large", Held(large), Metadata(xattrs={b"user.a": b"b"}))
+        await doors.tree.write(b"in/holes", Held(large), PLAIN, ranges=holes)
+        await doors.tree.write(b"in/hole", Held(bytes(9 * MIB)), PLAIN, ranges=[])
         await doors.tree.hard_link(b"in/link", b"in/large")
         doors.door.requests.clear()
         report = await ran(context, doors, Verb.COPY, "/mnt/in", "/mnt/out")
@@ -73,7 +73,7 @@ async def test_what_is_in_memory_only_is_stored_first(tmp_path, monkeypatch, con
     data = random.Random(2).randbytes(6 * MIB)
     async with opened(tmp_path / "state") as doors:
         for name, content in ((b"in/small", data[:5_000]), (b"in/large", data)):
-            await doors.tree.write(name, Content(b""), PLAIN)
+            await doors.tree.write(name, Held(b""), PLAIN)
             inode = await doors.world.look(name)
             await doors.world.fs.write(inode.ino, 0, content)
         report = await ran(context, doors, Verb.COPY, "/mnt/in", "/mnt/out")
@@ -105,7 +105,7 @@ async def test_a_clone_is_one_state_of_its_source(tmp_path, monkeypatch, change)
     monkeypatch.setattr(door_clones, "_WINDOW_BYTES", MIB)
     data = random.Random(3).randbytes(5 * MIB)
     async with opened(tmp_path, door=Meanwhile) as doors:
-        await doors.tree.write(b"f", Content(data), PLAIN)
+        await doors.tree.write(b"f", Held(data), PLAIN)
         inode = await doors.world.look(b"f")
         fs = doors.world.fs
 
@@ -137,9 +137,9 @@ async def test_a_clone_is_one_state_of_its_source(tmp_path, monkeypatch, change)
 
 async def test_a_changed_source_is_not_cloned(tmp_path):
     async with opened(tmp_path) as doors:
-        await doors.tree.write(b"f", Content(b"old"), PLAIN)
+        await doors.tree.write(b"f", Held(b"old"), PLAIN)
         clone = await clone_of(doors, b"f")
-        await doors.tree.write(b"f", Content(b"new"), PLAIN)
+        await doors.tree.write(b"f", Held(b"new"), PLAIN)
         outcomes = await doors.tree.clone_many(doors.tree, [clone], xattrs=False)
         assert isinstance(outcomes[0], Changed)
         with pytest.raises(Changed):
@@ -149,7 +149,7 @@ async def test_a_changed_source_is_not_cloned(tmp_path):
 
 async def test_a_worker_that_ends_lets_go_of_what_it_cloned(tmp_path):
     async with opened(tmp_path) as doors:
-        await doors.tree.write(b"f", Content(bytes(100)), PLAIN)
+        await doors.tree.write(b"f", Held(bytes(100)), PLAIN)
         clone = await clone_of(doors, b"f")
         head = {"op": "stage", "path": "copy", "stage": 0, "files": [{"extents": 0}]}
         stage = (await doors.door.ask(head)).head["stage"]
@@ -166,13 +166,13 @@ async def test_a_worker_that_ends_lets_go_of_what_it_cloned(tmp_path):
 
 async def test_what_a_remote_has_is_copied(tmp_path, monkeypatch, context):
     remote = MemoryRemote(MemoryServer())
-    await remote.write(b"d/here", Content(b"here" * 1_000))
-    await remote.write(b"d/far", Content(b"far" * 1_000))
+    await remote.write(b"d/here", Held(b"here" * 1_000))
+    await remote.write(b"d/far", Held(b"far" * 1_000))
     monkeypatch.setattr(transfer_clone, "SMALL_BYTES_MAX", 3_500)  # one of each kind
     async with opened(tmp_path / "state", {"m://": remote}) as doors:
         await doors.world.project("m://", b"r", mode="cow")
         assert await doors.world.content(b"r/d/here") == b"here" * 1_000
-        await doors.tree.write(b"r/d/own", Content(b"own"), PLAIN)
+        await doors.tree.write(b"r/d/own", Held(b"own"), PLAIN)
         report = await ran(context, doors, Verb.COPY, "/mnt/r/d", "/mnt/out")
         assert report.how == {"clone": 1}
         assert report.bytes_moved == 7_000
@@ -184,7 +184,7 @@ async def test_what_a_remote_has_is_copied(tmp_path, monkeypatch, context):
 
 async def test_chunks_that_a_collection_took_are_not_named(tmp_path):
     async with opened(tmp_path) as doors:
-        await doors.tree.write(b"f", Content(b"some bytes"), PLAIN)
+        await doors.tree.write(b"f", Held(b"some bytes"), PLAIN)
         await doors.world.writeback.commit()
         inode = await doors.world.look(b"f")
         content = doors.world.tree.content(inode)
@@ -200,8 +200,8 @@ async def test_chunks_that_a_collection_took_are_not_named(tmp_path):
 
 async def test_a_clone_takes_the_place_of_what_was_seen_there(tmp_path):
     async with opened(tmp_path) as doors:
-        await doors.tree.write(b"f", Content(b"new"), PLAIN)
-        old = await doors.tree.write(b"copy", Content(b"old"), PLAIN)
+        await doors.tree.write(b"f", Held(b"new"), PLAIN)
+        old = await doors.tree.write(b"copy", Held(b"old"), PLAIN)
         clone = (await clone_of(doors, b"f"))._replace(old=old, metadata=Metadata(mode=0o600))
         outcomes = await doors.tree.clone_many(doors.tree, [clone], xattrs=True)
         assert isinstance(outcomes[0], Node)
@@ -209,3 +209,30 @@ async def test_a_clone_takes_the_place_of_what_was_seen_there(tmp_path):
         assert await doors.world.content(b"copy") == b"new"
         again = await doors.tree.clone_many(doors.tree, [clone], xattrs=True)
         assert isinstance(again[0], Changed)
+
+
+async def test_a_restore_of_the_stores_own_snapshot_moves_no_byte(tmp_path, monkeypatch, context):
+    data = random.Random(4).randbytes(9 * MIB)
+    async with opened(tmp_path / "state") as doors:
+        contents = await filled(doors, 200)
+        await doors.tree.write(b"in/large", Held(data), Metadata(xattrs={b"user.a": b"b"}))
+        holes = [(0, MIB), (8 * MIB, MIB)]
+        await doors.tree.write(b"in/holes", Held(data), PLAIN, ranges=holes)
+        await ran(context, doors, Verb.BACKUP, "/mnt/in", name="then")
+        await doors.tree.rename(b"in", b"out of the way")
+        doors.door.requests.clear()
+        monkeypatch.setattr(door, "STAGE_EXTENTS", 50)
+        report = await ran(context, doors, Verb.RESTORE, "snapshot:then", "/mnt/out")
+        assert (report.bytes_moved, report.how) == (0, {"clone": 202})
+        assert not (MOVES - {"fetch"}).intersection(doors.door.requests)
+        assert doors.door.requests["stage"] > 1
+        assert doors.door.requests.total() < 120
+        for path, kept in contents.items():
+            assert await doors.world.content(b"out/" + path) == kept
+            assert await doors.tree.xattrs(b"out/" + path) == {b"user.n": path}
+        assert await doors.world.content(b"out/large") == data
+        assert await doors.tree.xattrs(b"out/large") == {b"user.a": b"b"}
+        node = await doors.tree.stat(b"out/holes")
+        assert await doors.tree.data_ranges(b"out/holes", node) == holes
+        assert not len(doors.stages)
+        await doors.world.check()

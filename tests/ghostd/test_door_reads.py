@@ -18,11 +18,11 @@ from syncer.engine import run_job
 from syncer.events import Report, Silence
 from syncer.options import JobSpec, Options, Verb
 from syncer.remotes.errors import Busy, Changed, Missing
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.small_reads import read_small
 from syncer.tree import Metadata, Whole
 from tests.ghostd.test_door import MIB, PLAIN, Doors, opened
-from tests.remotes.kinds import Content as Bytes
 
 ARCHIVE = Options(owners=True, numeric_ids=True, xattrs=True, modes=True, times=True)
 
@@ -35,8 +35,10 @@ def context(tmp_path):
     made.close()
 
 
-async def ran(context: Context, doors: Doors, verb: Verb, *places: str, **options) -> Report:
-    spec = JobSpec(verb, *places, replace(ARCHIVE, **options))
+async def ran(
+    context: Context, doors: Doors, verb: Verb, source: str, destination: str = "", **options
+) -> Report:
+    spec = JobSpec(verb, source, destination, replace(ARCHIVE, **options))
     report = await run_job(spec, replace(context, door=doors.door), Silence())
     assert (report.outcome, report.failures) == ("done", []), report
     return report
@@ -85,8 +87,8 @@ async def nodes_of(doors: Doors, paths: Sequence[bytes]):
 async def test_each_file_fails_alone(tmp_path):
     async with opened(tmp_path) as doors:
         for name in (b"whole", b"changed", b"gone", b"now a folder"):
-            await doors.tree.write(name, Bytes(b"content of " + name), PLAIN)
-        await doors.tree.write(b"holes", Bytes(b"a" + bytes(9_000)), PLAIN, ranges=[(0, 1)])
+            await doors.tree.write(name, Held(b"content of " + name), PLAIN)
+        await doors.tree.write(b"holes", Held(b"a" + bytes(9_000)), PLAIN, ranges=[(0, 1)])
         names = [b"whole", b"changed", b"gone", b"now a folder", b"holes", b"whole"]
         wanted = await nodes_of(doors, names)
         await doors.tree.set_metadata(b"changed", Metadata(mtime_ns=5))
@@ -101,7 +103,7 @@ async def test_each_file_fails_alone(tmp_path):
 
 async def test_what_is_in_memory_only_is_read_too(tmp_path):
     async with opened(tmp_path) as doors:
-        await doors.tree.write(b"f", Bytes(b"stored"), PLAIN)
+        await doors.tree.write(b"f", Held(b"stored"), PLAIN)
         inode = await doors.world.look(b"f")
         await doors.world.fs.write(inode.ino, 3, b"RED, and more")
         wanted = await nodes_of(doors, [b"f"])
@@ -113,7 +115,7 @@ async def test_a_damaged_chunk_costs_its_file_only(tmp_path):
         rng = random.Random(1)
         contents = {b"f%d" % n: rng.randbytes(10_000) for n in range(3)}
         for name, data in contents.items():
-            await doors.tree.write(name, Bytes(data), PLAIN)
+            await doors.tree.write(name, Held(data), PLAIN)
         wanted = await nodes_of(doors, list(contents))
         await doors.world.writeback.commit()
         inode = await doors.world.look(b"f1")
@@ -134,7 +136,7 @@ async def test_an_answer_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(door_server, "BYTES_MAX", 25_000)
     async with opened(tmp_path) as doors:
         for number in range(3):
-            await doors.tree.write(b"f%d" % number, Bytes(b"%d" % number * 10_000), PLAIN)
+            await doors.tree.write(b"f%d" % number, Held(b"%d" % number * 10_000), PLAIN)
         wanted = await nodes_of(doors, [b"f0", b"f1", b"f2"])
         found = await doors.tree.read_many(wanted, xattrs=False)
         assert isinstance(found[2], Busy)
@@ -146,7 +148,7 @@ async def test_many_bytes_are_several_answers(tmp_path):
     async with opened(tmp_path) as doors:
         data = random.Random(2).randbytes(MIB)
         for number in range(9):
-            await doors.tree.write(b"f%d" % number, Bytes(data), PLAIN)
+            await doors.tree.write(b"f%d" % number, Held(data), PLAIN)
         wanted = await nodes_of(doors, [b"f%d" % number for number in range(9)])
         doors.door.requests.clear()
         assert await doors.tree.read_many(wanted, xattrs=False) == [Whole(data)] * 9
@@ -156,10 +158,10 @@ async def test_many_bytes_are_several_answers(tmp_path):
 async def test_blocks_that_are_far_away_hold_nobody_up(tmp_path):
     remote = MemoryRemote(MemoryServer())
     for name in (b"here", b"far"):
-        await remote.write(name, Bytes(name * 1_000))
+        await remote.write(name, Held(name * 1_000))
     async with opened(tmp_path, {"m://": remote}) as doors:
         await doors.world.project("m://", b"r", mode="ro")
-        await doors.tree.write(b"own", Bytes(b"own"), PLAIN)
+        await doors.tree.write(b"own", Held(b"own"), PLAIN)
         wanted = await nodes_of(doors, [b"r/far", b"r/here", b"own"])
         assert await doors.world.content(b"r/here") == b"here" * 1_000
         found = await doors.tree.read_many(wanted, xattrs=False)
