@@ -159,13 +159,30 @@ class PushDirectories:
                 left += await self._mark(tree.inode(left.pop()))
             except StaleHandle:
                 continue
+        return await self._together(change.projection, key)
+
+    async def _together(self, projection: int, key: bytes) -> bool:
+        """Whether each directory of a remote one is shown in it, or not at all any more."""
         await self._writeback.commit()
-        for each in keys_below(tree, change.projection, key):
-            if each.endswith(b"/") and is_needed(tree, change.projection, each):
-                inside = tree.remote.gone.get((change.projection, each))
-                if inside is None or not self._is_shown(inside, each):
+        after = key
+        while page := self._noted(projection, key, after):
+            for after in page:
+                row = self._tree.remote.gone.get((projection, after))
+                if (
+                    row is not None
+                    and after.endswith(b"/")
+                    and is_needed(self._tree, projection, after)
+                    and not self._is_shown(row, after)
+                ):
                     return False
+            await trio.lowlevel.checkpoint()
         return True
+
+    def _noted(self, projection: int, key: bytes, after: bytes) -> list[bytes]:
+        """A page of the keys below one that were noted as of the last commit, in order."""
+        end = key[:-1] + b"0"  # the byte behind `/`
+        rows = self._tree.namespace.query(_BELOW, (projection, after, end, _PAGE))
+        return [each for (each,) in rows]
 
     def _is_shown(self, row: GoneRow, key: bytes) -> bool:
         """Whether it is where it was noted, and that is where the key belongs."""
@@ -183,16 +200,13 @@ class PushDirectories:
             await self.no_listing(parent)
             await self.no_listing(ino)
             self._renamed_itself(inode, parent, name, key, goal)
+            await self._writeback.commit()
             after = key
-            while True:
-                await self._writeback.commit()
-                end = key[:-1] + b"0"  # the byte behind `/`
-                page = tree.namespace.query(_BELOW, (projection, after, end, _PAGE))
-                if not page:
-                    break
-                for (each,) in page:
-                    after = each
-                    await self._rekey(projection, each, key, goal)
+            while page := self._noted(projection, key, after):
+                for after in page:
+                    await self._rekey(projection, after, key, goal)
+                if tree.dirty_ops > _DIRTY_ROWS_MAX:
+                    await self._writeback.commit()
                 await trio.lowlevel.checkpoint()
             for each in list(keys_below(tree, projection, key)):  # noted meanwhile
                 await self._rekey(projection, each, key, goal)
