@@ -297,15 +297,15 @@ class _Run:
             same = known.entry.link == link
             entry = known.entry if same else known.entry._replace(link=link)
             self._ready(node, Ready(entry, known.token, same))
-        elif is_file or (self._reader.xattrs and node.kind is not NodeKind.SYMLINK):
+        elif node.kind is NodeKind.SYMLINK and node.target is None:
+            error = Changed(f"{path!r} is no symlink any more")
+            self._out.append(Slot(path, node, known, link, node.link, error=error, done=True))
+        elif is_file or self._reader.has_xattrs(node):
             # Whether what is not exact must be read is decided when its time is known.
             content = content or (is_file and not node.exact)
             slot = Slot(path, node, known, link, node.link, content)
             self._out.append(slot)
             await self._to_be_read(slot)
-        elif node.kind is NodeKind.SYMLINK and node.target is None:
-            error = Changed(f"{path!r} is no symlink any more")
-            self._out.append(Slot(path, node, known, link, node.link, error=error, done=True))
         else:
             entry = entry_of(node, link=link)
             token = token_of((node.token,))

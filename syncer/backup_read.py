@@ -16,6 +16,7 @@ from typing import Final
 from blockstore.ids import Buffer, ChunkId
 from syncer.backup_previous import Known, token_now
 from syncer.chunks import ChunkStore
+from syncer.local_nodes import is_root
 from syncer.local_root import Directories, Spot
 from syncer.local_tree import LocalTree
 from syncer.recipes import Extent, Recipe
@@ -64,6 +65,13 @@ class Reader:
         self.xattrs = xattrs and tree.features.xattrs
         self.checksum = checksum
         self.local = tree if isinstance(tree, LocalTree) else None
+        self._root = is_root()
+
+    def has_xattrs(self, node: Node) -> bool:
+        """Whether a node may have attributes that are kept; of local symlinks only root's."""
+        return self.xattrs and (
+            node.kind is not NodeKind.SYMLINK or self.local is None or self._root
+        )
 
     def finish(
         self, slot: Slot, node: Node, recipe: Recipe | None, xattrs: Mapping[bytes, bytes]

@@ -23,7 +23,7 @@ from syncer.options import Options, Symlinks
 from syncer.remotes.errors import Changed, Denied, RemoteError, Unreachable, Unsupported
 from syncer.snapshot_check import damaged_paths, live_chunks, snapshot_check
 from syncer.snapshot_tree import SnapshotTree
-from syncer.tree import Node, NodeKind, PageSink, Tree
+from syncer.tree import Metadata, Node, NodeKind, PageSink, Tree
 from tests.simdisk import SimDisk, SimulatedCrash, abandon
 from tests.syncer.stored import MemoryStore
 
@@ -108,8 +108,7 @@ async def every_node(tree: Tree, path: bytes = b"") -> dict[bytes, Node]:
 
 async def contents(tree: Tree, path: bytes, node: Node) -> tuple[bytes, Mapping[bytes, bytes]]:
     data = await tree.read(path, node, 0, node.size) if node.kind is NodeKind.FILE else b""
-    xattrs = {} if node.kind is NodeKind.SYMLINK else await tree.xattrs(path)
-    return data, xattrs
+    return data, await tree.xattrs(path)
 
 
 def links(nodes: Mapping[bytes, Node]) -> set[frozenset[bytes]]:
@@ -264,6 +263,37 @@ async def test_what_changed_a_moment_ago_is_read_again(source: Path) -> None:
     second, _ = await run(tree, store, first)
     assert second.progress.files_read == 1
     assert second.root == first.root
+    await tree.close()
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="symlinks have attributes of root's alone")
+async def test_attributes_of_symlinks(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("link", "bare"):
+        (source / name).symlink_to("nowhere")
+    os.setxattr(source / "link", b"trusted.note", b"1", follow_symlinks=False)
+    tree = await LocalTree.open(os.fsencode(source))
+    store = MemoryStore()
+    first, failures = await run(tree, store)
+    assert not failures
+    copy = SnapshotTree(store, first.root)
+    assert await copy.xattrs(b"link") == await tree.xattrs(b"link") == {b"trusted.note": b"1"}
+    assert await copy.xattrs(b"bare") == {}
+    assert (await copy.stat(b"link")).target == b"nowhere"
+
+    os.setxattr(source / "link", b"trusted.note", b"2", follow_symlinks=False)
+    second, _ = await run(tree, store, first)
+    assert await SnapshotTree(store, second.root).xattrs(b"link") == {b"trusted.note": b"2"}
+
+    target = await LocalTree.open(os.fsencode(tmp_path / "target"))
+    await target.mkdir(b"", Metadata())
+    node = await copy.stat(b"link")
+    assert node.target is not None
+    xattrs = await copy.xattrs(b"link")
+    await target.symlink(b"link", node.target, Metadata(xattrs=xattrs))
+    assert await target.xattrs(b"link") == xattrs
+    await target.close()
     await tree.close()
 
 
