@@ -27,7 +27,7 @@ from syncer.local_tree import LocalTree
 from syncer.remotes.errors import RemoteError
 from syncer.remotes.local import system_errors
 from syncer.tree import Node, Tree
-from syncer.walk_twin import Looked, Row, Twin
+from syncer.walk_twin import Dressed, Looked, Row, Twin
 
 if TYPE_CHECKING:
     from syncer.walk_events import Directory
@@ -140,7 +140,7 @@ class Bulk:
         if self._twin is None and self._twin_allowed and len(visits) >= _TWIN_VISITS_MIN:
             self._twin_allowed = False  # one attempt
             with contextlib.suppress(OSError):
-                self._twin = Twin(NODES_MAX)
+                self._twin = Twin(NODES_MAX, xattrs=self._xattrs)
         twin = self._twin
         if twin is None or not twin.lock.acquire(blocking=False):
             yield None
@@ -207,7 +207,7 @@ class Bulk:
         theirs: Found | Looked | None = {}
         source = target = -1
         path, source_path = visit.directory.path, visit.directory.source_path
-        told = asked.answer(path)
+        told, dressed = asked.answer(path) or (None, None)
         if visit.in_source:
             try:
                 with system_errors(self._source.root.path(source_path)):
@@ -219,7 +219,7 @@ class Bulk:
             try:
                 with system_errors(self._destination.root.path(path)):
                     target = targets.at(path)
-                    theirs = told or _names(self._destination.scanner, target)
+                    theirs = _names(self._destination.scanner, target) if told is None else told
             except RemoteError as error:
                 both.target_error = error
         if ours is None or theirs is None:
@@ -228,7 +228,7 @@ class Bulk:
         if both.source_error is not None or both.target_error is not None:
             return both, looked_at
         if self._same is not None and ours and theirs and self._may_count(visit, ours):
-            self._drop_equal(both, self._same, ours, theirs, source, target)
+            self._drop_equal(both, self._same, ours, theirs, source, target, dressed)
         try:
             with system_errors(self._source.root.path(source_path)):
                 both.sources = list(_nodes(self._source.scanner, source, ours))
@@ -257,9 +257,11 @@ class Bulk:
         theirs: Found | Looked,
         source: int,
         target: int,
+        told: Dressed | None,
     ) -> None:
         """Count what is equal, and take it out of both."""
         get, xattrs = theirs.get, self._xattrs
+        dressed = None if told is None else frozenset(told)
         equal = []
         sum_bytes = 0
         for name, entry in ours.items():
@@ -271,26 +273,26 @@ class Bulk:
                 if one[0] & _FORMAT != _REGULAR:
                     continue
                 if not isinstance(there, tuple):
-                    seen = there.stat(follow_symlinks=False)
-                    there = (  # as the twin tells it
-                        seen[0],
-                        seen[3],
-                        seen[4],
-                        seen[5],
-                        seen[6],
-                        seen.st_mtime_ns,
-                    )
-                if not same(one, there):
+                    there = _row(there.stat(follow_symlinks=False))
+                if (one[3] != 1 or _row(one) != there) and not same(one, there):
                     continue
             except OSError:  # told of below, if it is one then
                 continue
-            if xattrs and (_has_xattrs(source, name) or _has_xattrs(target, name)):
+            if xattrs and (
+                (_has_xattrs(target, name) if dressed is None else name in dressed)
+                or _has_xattrs(source, name)
+            ):
                 continue
             equal.append(name)
             sum_bytes += one[6]
         for name in equal:
             del ours[name], theirs[name]
         both.equal, both.equal_bytes = len(equal), sum_bytes
+
+
+def _row(found: os.stat_result) -> Row:
+    """As the twin tells it."""
+    return found[0], found[3], found[4], found[5], found[6], found.st_mtime_ns
 
 
 class _Asked:
@@ -311,7 +313,7 @@ class _Asked:
         except OSError:
             self.failed = True
 
-    def answer(self, path: bytes) -> Looked | None:
+    def answer(self, path: bytes) -> tuple[Looked, Dressed] | None:
         """What it has; None: it was not asked for, or look for yourself."""
         if self.twin is None or self.failed or not self._paths or self._paths[0] != path:
             return None

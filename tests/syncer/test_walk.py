@@ -29,7 +29,7 @@ from syncer.tree import Features, Node, NodeKind, PageSink, Tree
 from syncer.walk import walk
 from syncer.walk_events import Enter, Equal, Event, Leave, Pair, Problem, Side
 from syncer.walk_scratch import Links, Names, Queue, Scratch
-from syncer.walk_twin import Looked, Twin
+from syncer.walk_twin import Dressed, Looked, Twin
 from tests.syncer import model
 from tests.syncer.model import DIRECTORY, FILE, TREES, Item, paths
 
@@ -550,17 +550,17 @@ async def test_the_twin_may_die_at_any_time(
     twins: list[Twin] = []
 
     class Dying(Twin):
-        def __init__(self, limit: int) -> None:
+        def __init__(self, limit: int, *, xattrs: bool) -> None:
             if dies_at == "start":
                 raise OSError("no more processes")
-            super().__init__(limit)
+            super().__init__(limit, xattrs=xattrs)
             twins.append(self)
 
         def ask(self, handle: int) -> None:
             self._count("ask")
             super().ask(handle)
 
-        def answer(self) -> Looked | None:
+        def answer(self) -> tuple[Looked, Dressed] | None:
             self._count("answer")
             return super().answer()
 
@@ -577,6 +577,37 @@ async def test_the_twin_may_die_at_any_time(
     assert check_alike(await found_by(trees, quick=False), fast) == 139
     assert len(twins) == (dies_at != "start")
     assert all(twin._process.returncode is not None for twin in twins)
+
+
+@pytest.mark.parametrize("twin_from", [1, 1_000])
+async def test_files_with_attributes_are_told(
+    roots: tuple[Path, Path], twin_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On either side, with the help of another process and without: what has none is counted."""
+    monkeypatch.setattr(walk_local, "_TWIN_VISITS_MIN", twin_from)
+    for side, root in enumerate(roots):
+        (root / "d").mkdir()
+        for name in ("neither", "source", "target", "both", "longer"):
+            (root / "d" / name).write_bytes(b"x" * (1 + side * (name == "longer")))
+            os.utime(root / "d" / name, (1, 1))
+            if name in {("source", "target")[side], "both"}:
+                try:
+                    os.setxattr(root / "d" / name, "user.x", b"1")
+                except OSError:
+                    pytest.skip("the file system keeps no attributes")
+    trees = [await local(root) for root in roots]
+    options = Options(mode=Mode.MIRROR, force=True, xattrs=True)
+    rules = rules_of(Verb.SYNC, options, trees[0].features, trees[1].features)
+    found: list[Event] = []
+
+    async def sink(some: Sequence[Event]) -> None:
+        await trio.lowlevel.checkpoint()
+        found.extend(some)
+
+    await walk(trees[0], trees[1], options, rules, NO_FILTERS, sink, quick=True)
+    assert sum(event.files for event in found if isinstance(event, Equal)) == 1
+    told = {event.path for event in found if isinstance(event, Pair)}
+    assert told == {b"d/source", b"d/target", b"d/both", b"d/longer"}
 
 
 async def test_errors_of_local_directories_are_told(roots: tuple[Path, Path]) -> None:
