@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
@@ -21,18 +21,24 @@ LOG_PAGES_MAX = 4_000  # beyond, the log is moved into the database file
 SCRATCH_FILE = "collect.tmp"
 
 
+def _index_damaged(path: Path, _: apsw.Error) -> OrbitError:
+    return StoreInvalid(
+        f"{path} is damaged: stop the program, remove that file and start again; "
+        "it is rebuilt from the packs"
+    )
+
+
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors about the disk as ours."""
+def translated(
+    path: Path, damaged: Callable[[Path, apsw.Error], OrbitError] = _index_damaged
+) -> Iterator[None]:
+    """Raise SQLite's errors about the disk as ours; `damaged` makes the one for a broken file."""
     try:
         yield
     except apsw.FullError as error:
         raise StorageFull(f"no space left while writing {path}: free some space") from error
     except (apsw.CorruptError, apsw.NotADBError) as error:
-        raise StoreInvalid(
-            f"{path} is damaged: stop the program, remove that file and start again; "
-            "it is rebuilt from the packs"
-        ) from error
+        raise damaged(path, error) from error
     except (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
         raise StorageFailed(f"reading or writing {path} failed: {error}") from error
 

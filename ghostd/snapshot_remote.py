@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, NoReturn, Protocol
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 import structlog
@@ -23,10 +23,9 @@ from syncer.catalogue import LATEST, Snapshot
 from syncer.chunks import ChunkStore
 from syncer.recipes import Recipe, recipe_id
 from syncer.remotes.errors import BadUrl, Changed, Garbled, Missing, Unsupported
+from syncer.remotes.read_only import ReadOnly
 from syncer.remotes.remote import (
     ROOT,
-    Attributes,
-    ByteSource,
     Capabilities,
     Entry,
     Exact,
@@ -107,7 +106,7 @@ class _Place(NamedTuple):
     path: bytes  # in the snapshot
 
 
-class SnapshotRemote:
+class SnapshotRemote(ReadOnly):
     """One snapshot from a path on, or all of them. See Remote."""
 
     def __init__(
@@ -252,41 +251,8 @@ class SnapshotRemote:
 
     # --- the rest ------------------------------------------------------------------------------
 
-    async def _refuse(self) -> NoReturn:
-        await trio.lowlevel.checkpoint()
-        raise Unsupported(f"{self.url}: {_FROZEN}")
-
-    async def write(
-        self,
-        key: bytes,  # noqa: ARG002
-        source: ByteSource,  # noqa: ARG002
-        attributes: Attributes | None = None,  # noqa: ARG002
-        *,
-        if_version: Version | None = None,  # noqa: ARG002
-        replace: bool = True,  # noqa: ARG002
-    ) -> Entry:
-        """Raise Unsupported."""
-        await self._refuse()
-
-    async def rename(self, key: bytes, new_key: bytes, *, replace: bool = True) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse()
-
-    async def delete(self, key: bytes) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse()
-
-    async def mkdir(self, key: bytes) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse()
-
-    async def symlink(self, key: bytes, target: bytes) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse()
-
-    async def set_attributes(self, key: bytes, attributes: Attributes) -> None:  # noqa: ARG002
-        """Raise Unsupported."""
-        await self._refuse()
+    def _refusal(self, key: bytes) -> str:  # noqa: ARG002  the same for all
+        return f"{self.url}: {_FROZEN}"
 
     async def close(self) -> None:
         """See Remote."""

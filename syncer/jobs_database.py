@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import apsw
 
+from blockstore import database
 from blockstore.database import transaction
 from blockstore.disk import Disk, OsDisk
-from blockstore.errors import FormatTooNew, StorageFailed, StorageFull
+from blockstore.errors import FormatTooNew, OrbitError, StorageFailed, StorageFull
 from blockstore.write_ahead_log import WriteAheadLog
 from syncer.jobs_errors import JobsDamaged
 
@@ -29,25 +30,24 @@ _LOG_PAGES_MAX: Final = 16_000  # 64 MB; beyond, the log is moved into the datab
 _FULL, _NORMAL = 2, 1  # PRAGMA synchronous
 
 
+def _damaged(path: Path, error: apsw.Error) -> OrbitError:
+    return JobsDamaged(
+        f"{path} is damaged ({error}): move it away and start again; what jobs have copied "
+        "stays where it is, and queued ones have to be submitted again"
+    )
+
+
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors about the disk as ours."""
+    """Raise SQLite's errors about the disk, and about other processes, as ours."""
     try:
-        yield
-    except apsw.FullError as error:
-        raise StorageFull(f"no space left while writing {path}: free some space") from error
-    except (apsw.CorruptError, apsw.NotADBError) as error:
-        raise JobsDamaged(
-            f"{path} is damaged ({error}): move it away and start again; what jobs have copied "
-            "stays where it is, and queued ones have to be submitted again"
-        ) from error
+        with database.translated(path, _damaged):
+            yield
     except apsw.BusyError as error:
         raise StorageFailed(
             f"{path} is locked by another process for more than {_BUSY_MS // 1000} s: look for one "
             "that hangs"
         ) from error
-    except (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
-        raise StorageFailed(f"reading or writing {path} failed: {error}") from error
 
 
 class JobsDatabase:

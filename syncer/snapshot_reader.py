@@ -111,21 +111,10 @@ class SnapshotReader:
             raise TreeDamaged("an object of a directory is not what its index says")
         return found
 
-    def leaves(self, directory: Entry) -> Iterator[tuple[ChunkId, Sequence[Entry]]]:
-        """Yield the leaves of a directory with their ids; see `pages`."""
-        if directory.child is None:
-            raise Unsupported(f"{directory.name!r} is no directory")
-        todo: list[tuple[ChunkId, int | None]] = [(directory.child, None)]
-        while todo:
-            name, level = todo.pop()
-            found = self._object(name, level)
-            if isinstance(found, Index):
-                todo += [(c.id, found.level - 1) for c in reversed(found.children)]
-            else:
-                yield name, found.entries
-
-    def pages(self, directory: Entry, after: bytes = b"") -> Iterator[Sequence[Entry]]:
-        """Yield the entries of a directory whose names come after `after`, in order."""
+    def leaves(
+        self, directory: Entry, after: bytes = b""
+    ) -> Iterator[tuple[ChunkId, Sequence[Entry]]]:
+        """Yield the leaves of a directory with their ids, from the one on that may hold `after`."""
         if directory.child is None:
             raise Unsupported(f"{directory.name!r} is no directory")
         todo: list[tuple[ChunkId, int | None]] = [(directory.child, None)]
@@ -135,12 +124,15 @@ class SnapshotReader:
             if isinstance(found, Index):
                 first = max(0, bisect_right(found.children, after, key=_first) - 1)
                 todo += [(c.id, found.level - 1) for c in reversed(found.children[first:])]
-            elif after:
-                entries = found.entries[bisect_right(found.entries, after, key=_name) :]
-                if entries:
-                    yield entries
-            elif found.entries:
-                yield found.entries
+            else:
+                yield name, found.entries
+
+    def pages(self, directory: Entry, after: bytes = b"") -> Iterator[Sequence[Entry]]:
+        """Yield the entries of a directory whose names come after `after`, in order."""
+        for _, entries in self.leaves(directory, after):
+            page = entries[bisect_right(entries, after, key=_name) :] if after else entries
+            if page:
+                yield page
 
     def child(self, directory: Entry, name: bytes) -> Entry | None:
         """Return one entry of a directory, None where there is none of that name."""

@@ -34,11 +34,11 @@ from syncer.door_store import DoorStore
 from syncer.options import Options
 from syncer.remote_tree import RemoteTree
 from syncer.remotes.errors import Busy, Changed, Denied, Exists, Missing, NotEmpty
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.snapshot_tree import SnapshotTree
 from syncer.tree import Metadata, Node, NodeKind
 from tests.projections.world import ProjectedWorld
-from tests.remotes.kinds import Content
 
 MIB = 1 << 20
 PLAIN = Metadata()
@@ -149,7 +149,7 @@ async def test_a_file_is_there_with_all_its_bytes_and_attributes(tmp_path):
         mode=0o640, uid=12, gid=34, mtime_ns=1_234_567_890_123_456_789, xattrs={b"user.a": b"\0b"}
     )
     async with opened(tmp_path) as doors:
-        node = await doors.tree.write(b"new/dir/f", Content(data), metadata)
+        node = await doors.tree.write(b"new/dir/f", Held(data), metadata)
         assert (node.size, node.mode, node.uid, node.gid) == (len(data), 0o640, 12, 34)
         assert node.mtime_ns == metadata.mtime_ns
         assert await doors.world.content(b"new/dir/f") == data
@@ -170,7 +170,7 @@ async def test_chunks_that_are_there_are_not_sent(tmp_path):
 
         async def sent(name: bytes, content: bytes) -> int:
             before = doors.door.put_bytes
-            await doors.tree.write(name, Content(content), PLAIN)
+            await doors.tree.write(name, Held(content), PLAIN)
             # What a commit chunks anew for itself does not count, and hides nothing.
             await doors.world.writeback.commit()
             return doors.door.put_bytes - before
@@ -187,7 +187,7 @@ async def test_holes_stay_holes(tmp_path):
     data = b"a" * 5000 + bytes(9 * MIB) + b"z" * 5000
     ranges = [(0, 5000), (len(data) - 5000, 5000)]
     async with opened(tmp_path) as doors:
-        node = await doors.tree.write(b"f", Content(data), PLAIN, ranges=ranges)
+        node = await doors.tree.write(b"f", Held(data), PLAIN, ranges=ranges)
         assert node.allocated == 10_000
         assert await doors.tree.data_ranges(b"f", node) == ranges
         assert await doors.world.content(b"f") == data
@@ -214,42 +214,42 @@ async def test_many_small_files_at_once(tmp_path):
 async def test_the_kernel_is_told_of_names_in_directories_that_it_holds(tmp_path):
     # It may have found that they are not there; the root it holds without having looked it up.
     async with opened(tmp_path) as doors:
-        await doors.tree.write(b"f", Content(b"1"), PLAIN)
+        await doors.tree.write(b"f", Held(b"1"), PLAIN)
         await doors.tree.mkdir(b"seen", PLAIN)
         await doors.tree.mkdir(b"unseen", PLAIN)
         held = await doors.world.look(b"seen")
         doors.world.tree.lookups.add(held.ino)
-        await doors.tree.write(b"seen/f", Content(b"2"), PLAIN)
-        await doors.tree.write(b"unseen/f", Content(b"3"), PLAIN)
+        await doors.tree.write(b"seen/f", Held(b"2"), PLAIN)
+        await doors.tree.write(b"unseen/f", Held(b"3"), PLAIN)
         told = {(ROOT_INO, b"f"), (ROOT_INO, b"seen"), (ROOT_INO, b"unseen"), (held.ino, b"f")}
         assert doors.told == told
 
 
 async def test_replacing(tmp_path):
     async with opened(tmp_path) as doors:
-        first = await doors.tree.write(b"f", Content(b"first"), PLAIN)
+        first = await doors.tree.write(b"f", Held(b"first"), PLAIN)
         with pytest.raises(Exists):
-            await doors.tree.write(b"f", Content(b"second"), PLAIN, replace=False)
-        second = await doors.tree.write(b"f", Content(b"second"), PLAIN, old=first)
+            await doors.tree.write(b"f", Held(b"second"), PLAIN, replace=False)
+        second = await doors.tree.write(b"f", Held(b"second"), PLAIN, old=first)
         with pytest.raises(Changed):
-            await doors.tree.write(b"f", Content(b"third"), PLAIN, old=first)
+            await doors.tree.write(b"f", Held(b"third"), PLAIN, old=first)
         with pytest.raises(Changed):
             await doors.tree.read(b"f", first, 0, 5)
         assert await doors.tree.read(b"f", second, 0, 6) == b"second"
         await doors.tree.delete(b"f", second)
         with pytest.raises(Changed):
-            await doors.tree.write(b"f", Content(b"fourth"), PLAIN, old=second)
+            await doors.tree.write(b"f", Held(b"fourth"), PLAIN, old=second)
         with pytest.raises(Missing):
             await doors.tree.stat(b"f")
 
 
 async def test_an_open_file_keeps_what_it_had(tmp_path):
     async with opened(tmp_path) as doors:
-        await doors.tree.write(b"f", Content(b"old"), PLAIN)
+        await doors.tree.write(b"f", Held(b"old"), PLAIN)
         fs = doors.world.fs
         inode = await doors.world.look(b"f")
         fs.open(inode.ino)
-        await doors.tree.write(b"f", Content(b"newer"), PLAIN)
+        await doors.tree.write(b"f", Held(b"newer"), PLAIN)
         assert await fs.read(inode.ino, 0, 10) == b"old"
         fs.release(inode.ino)
         assert await doors.world.content(b"f") == b"newer"
@@ -258,7 +258,7 @@ async def test_an_open_file_keeps_what_it_had(tmp_path):
 async def test_everything_that_is_no_file(tmp_path):
     async with opened(tmp_path) as doors:
         tree = doors.tree
-        await tree.write(b"f", Content(b"data"), PLAIN)
+        await tree.write(b"f", Held(b"data"), PLAIN)
         await tree.hard_link(b"d/g", b"f")
         await tree.hard_link(b"d/g", b"f")
         await tree.symlink(b"s", b"old", PLAIN)
@@ -301,7 +301,7 @@ async def test_a_collection_between_storing_and_naming_loses_nothing(tmp_path):
         outcomes = await doors.tree._write([({**item, "replace": True}, extents)])
         assert isinstance(outcomes[0], Busy)
         assert await doors.nodes() == {}
-        await doors.tree.write(b"f", Content(data), PLAIN)
+        await doors.tree.write(b"f", Held(data), PLAIN)
         await doors.world.keeper.collect(0.0, dry_run=False)
         assert await doors.world.content(b"f") == data
         await doors.world.check()
@@ -316,7 +316,7 @@ def _wire(metadata: Metadata) -> dict:
 async def test_a_backup_through_the_door(tmp_path):
     source = MemoryRemote(MemoryServer())
     data = random.Random(4).randbytes(MIB)
-    await source.write(b"d/f", Content(data))
+    await source.write(b"d/f", Held(data))
     async with opened(tmp_path) as doors:
         async with doors.door.holding():
             made = await backup(RemoteTree(source), doors.door.store, None, Options())
@@ -336,16 +336,16 @@ async def test_a_backup_through_the_door(tmp_path):
 
 async def test_projections_take_changes_where_they_may(tmp_path):
     remote = MemoryRemote(MemoryServer())
-    await remote.write(b"d/f", Content(b"remote"))
+    await remote.write(b"d/f", Held(b"remote"))
     async with opened(tmp_path, {"m://": remote}) as doors:
         await doors.world.project("m://", b"ro", mode="ro")
         await doors.world.project("m://", b"cow", mode="cow")
         node = await doors.tree.stat(b"cow/d/f")
         assert await doors.tree.read(b"cow/d/f", node, 0, 6) == b"remote"
         with pytest.raises(Denied, match=r"ro/d/f.*read-only"):
-            await doors.tree.write(b"ro/d/f", Content(b"new"), PLAIN)
-        await doors.tree.write(b"cow/d/f", Content(b"new"), PLAIN, old=node)
-        await doors.tree.write(b"cow/d/g", Content(b"more"), PLAIN)
+            await doors.tree.write(b"ro/d/f", Held(b"new"), PLAIN)
+        await doors.tree.write(b"cow/d/f", Held(b"new"), PLAIN, old=node)
+        await doors.tree.write(b"cow/d/g", Held(b"more"), PLAIN)
         assert set(await doors.nodes(b"cow/d")) == {b"f", b"g"}
         assert await doors.world.content(b"cow/d/f") == b"new"
         assert await doors.world.content(b"ro/d/f") == b"remote"
@@ -370,7 +370,7 @@ async def test_paths_that_lead_nowhere(tmp_path):
     async with opened(tmp_path) as doors:
         for path in (b"../x", b"a/./b", b"a\0b"):
             with pytest.raises(Exception, match="no path"):
-                await doors.tree.write(path, Content(b""), PLAIN)
+                await doors.tree.write(path, Held(b""), PLAIN)
         assert stat.S_ISDIR((await doors.world.look(b"")).mode)
         assert await doors.nodes() == {}
 
@@ -380,11 +380,11 @@ async def test_a_large_file_goes_in_stages_and_appears_whole(tmp_path, monkeypat
     data = random.Random(5).randbytes(6 * MIB + 77)
     metadata = Metadata(mode=0o600, uid=7, gid=8, mtime_ns=9, xattrs={b"user.a": b"b"})
     async with opened(tmp_path) as doors:
-        old = await doors.tree.write(b"d/f", Content(b"old"), PLAIN)
+        old = await doors.tree.write(b"d/f", Held(b"old"), PLAIN)
         doors.tree.stage_extents = 10
         seen = []
 
-        class Watched(Content):
+        class Watched(Held):
             async def read(self, offset: int, length: int) -> bytes:
                 seen.append((len(doors.stages), (await doors.nodes(b"d"))[b"f"].size))
                 return await super().read(offset, length)
@@ -411,7 +411,7 @@ async def test_what_was_staged_goes_with_its_worker_and_with_a_failure(tmp_path,
     monkeypatch.setattr(door_upload, "BATCH_BYTES", MIB)
     data = random.Random(6).randbytes(3 * MIB)
 
-    class Half(Content):
+    class Half(Held):
         async def read(self, offset: int, length: int) -> bytes:
             if offset:
                 raise Changed("it changed")

@@ -36,6 +36,7 @@ from syncer.remotes.errors import (
     Unreachable,
     Unsupported,
 )
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.remote import Kind, Page, PageSink, Remote, Version
 from syncer.remotes.wrapper import Call, T, Verb, Wrapper
@@ -55,20 +56,6 @@ TTL_S: Final = 10.0
 NAMES: Final = (b"a", b"b", b"c", b"d")
 SIZES: Final = (0, 1, 5_000, BLOCK + 1, 5 * BLOCK + 333, 9 * BLOCK, 12 * BLOCK - 7, 20 * BLOCK)
 Check = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Bytes:
-    """A source to be written."""
-
-    data: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        return self.data[offset : offset + length]
 
 
 class Moody(Wrapper):
@@ -187,7 +174,7 @@ class History:
     async def write(self, key: bytes) -> None:
         """A new version of a file of the remote."""
         data = self._bytes()
-        entry = await self.user.write(key, Bytes(data))
+        entry = await self.user.write(key, Held(data))
         self.truth[TREE, entry.version] = data
 
     def _gone(self, key: bytes) -> None:

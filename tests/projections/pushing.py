@@ -29,13 +29,13 @@ from syncer.events import Event, Progress, Report
 from syncer.options import JobSpec, OnConflict, Options, Verb
 from syncer.push import Push
 from syncer.push_changes import PushDoor
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.remote import ROOT, Entry, Kind, Remote
 from syncer.transfer_meter import Meter
 from tests.ghostd.world import ROOT as CALLER
 from tests.ghostd.world import Clock
 from tests.projections.world import ProjectedWorld
-from tests.remotes.kinds import Content
 
 URL = "memory:///"
 
@@ -269,7 +269,7 @@ async def fill(remote: Remote, files: dict[bytes, bytes | None]) -> None:
         if content is None:
             await remote.mkdir(key + b"/")
         else:
-            await remote.write(key, Content(content))
+            await remote.write(key, Held(content))
 
 
 @asynccontextmanager

@@ -10,11 +10,11 @@ from blockstore.disk import OsDisk
 from ghostd.filesystem import RENAME_EXCHANGE, AttributeChanges
 from syncer.options import OnConflict
 from syncer.remotes.errors import Unreachable
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.remote import Kind
 from tests.ghostd.world import ROOT as CALLER
 from tests.projections.pushing import Pushed, Told, pushed, tree_of
-from tests.remotes.kinds import Content
 
 FILES = {
     b"a": b"A" * 10, b"b": b"B" * 20, b"d": None, b"d/x": b"X", b"d/y": b"Y", b"e": None,
@@ -93,9 +93,9 @@ async def test_a_dry_run_sees_the_conflicts_of_the_run(tmp_path, choice):
         await world.put(b"r/new", b"ours")
         await world.remove(b"r/d/x")
         await world.remove(b"r/d/y")
-        await world.remote.write(b"a", Content(b"theirs is longer"))
-        await world.remote.write(b"new", Content(b"theirs"))
-        await world.remote.write(b"d/x", Content(b"theirs is longer"))
+        await world.remote.write(b"a", Held(b"theirs is longer"))
+        await world.remote.write(b"new", Held(b"theirs"))
+        await world.remote.write(b"d/x", Held(b"theirs is longer"))
         there, here = await tree_of(world.remote), await world.diff()
         planned = await world.push(dry_run=True, on_conflict=choice)
         assert (await tree_of(world.remote), await world.diff()) == (there, here)
@@ -317,11 +317,11 @@ async def _both_sides(world: Pushed, ours: str, theirs: str) -> None:
             await world.move(b"r/a", b"r/c")
     match theirs:
         case "changed":
-            await world.remote.write(b"a", Content(b"theirs"))
+            await world.remote.write(b"a", Held(b"theirs"))
         case "deleted":
             await world.remote.delete(b"a")
         case "made":
-            await world.remote.write(b"c", Content(b"theirs"))
+            await world.remote.write(b"c", Held(b"theirs"))
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ async def test_what_a_failed_file_is_based_on_is_not_deleted(tmp_path, directory
         else:
             await world.move(b"r/a", b"r/c")
             await world.remove(b"r/b")
-        await world.remote.write(b"c", Content(b"theirs"))
+        await world.remote.write(b"c", Held(b"theirs"))
         report = await world.push()
         assert "c" in {each.path for each in report.failures}
         there = await tree_of(world.remote)
@@ -404,7 +404,7 @@ async def test_what_others_put_into_a_deleted_directory_is_kept(tmp_path):
     async with pushed(OsDisk(), FILES, folder=tmp_path) as world:
         for path in (b"r/d/x", b"r/d/y", b"r/d"):
             await world.remove(path)
-        await world.remote.write(b"d/theirs", Content(b"theirs"))
+        await world.remote.write(b"d/theirs", Held(b"theirs"))
         report = await world.push()
         assert report.outcome == "partly"
         there = await tree_of(world.remote)

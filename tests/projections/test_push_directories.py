@@ -8,11 +8,11 @@ from blockstore.disk import OsDisk
 from ghostd.filesystem import AttributeChanges
 from syncer.options import OnConflict
 from syncer.remotes.errors import Missing, RemoteError
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from tests.ghostd.world import jumping
 from tests.projections.pushing import Pushed, pushed, tree_of
 from tests.projections.test_push import settled
-from tests.remotes.kinds import Content
 
 FILES = {
     b"d": None, **{b"d/f%02d" % n: b"file %d" % n for n in range(20)},
@@ -79,8 +79,8 @@ async def test_what_others_have_put_into_it_goes_along(tmp_path):
     async with pushed(OsDisk(), FILES, folder=tmp_path) as world:
         await world.here()
         await world.move(b"r/d", b"r/n")
-        await world.remote.write(b"d/s/theirs", Content(b"theirs"))
-        await world.remote.write(b"d/f00", Content(b"theirs, too"))
+        await world.remote.write(b"d/s/theirs", Held(b"theirs"))
+        await world.remote.write(b"d/f00", Held(b"theirs, too"))
         assert (await world.push()).outcome == "done"
         there = await tree_of(world.remote)
         assert (there[b"n/s/theirs"], there[b"n/f00"]) == (b"theirs", b"theirs, too")
@@ -95,7 +95,7 @@ async def test_a_conflict_in_it_is_one_where_it_is_now(tmp_path):
         await world.content(b"r/d/f00")
         await world.patch(b"r/d/f00", 0, b"ours")
         await world.move(b"r/d", b"r/n")
-        await world.remote.write(b"d/f00", Content(b"theirs is longer"))
+        await world.remote.write(b"d/f00", Held(b"theirs is longer"))
         report = await world.push()
         assert [each.path for each in report.failures] == ["n/f00"]
         assert (await tree_of(world.remote))[b"n/f00"] == b"theirs is longer"
@@ -109,8 +109,8 @@ async def test_where_its_goal_is_taken_entries_go_one_by_one(tmp_path):
         await world.move(b"r/d", b"r/n")
         shown = await world.here()
         await world.remote.mkdir(b"n/")
-        await world.remote.write(b"n/theirs", Content(b"theirs"))
-        await world.remote.write(b"d/theirs", Content(b"theirs"))
+        await world.remote.write(b"n/theirs", Held(b"theirs"))
+        await world.remote.write(b"d/theirs", Held(b"theirs"))
         report = await world.push()
         assert [each.error for each in report.failures] == [
             "deleted here, but the remote has something in it that was not seen"

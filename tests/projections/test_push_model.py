@@ -20,10 +20,10 @@ from ghostd.errors import FilesystemError
 from ghostd.filesystem import RENAME_EXCHANGE
 from syncer.options import OnConflict
 from syncer.remotes.errors import RemoteError, Unreachable
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from tests.ghostd.world import run
 from tests.projections.pushing import URL, Pushed, fill, tree_of
-from tests.remotes.kinds import Content
 from tests.simdisk import SimDisk
 
 FILES = {
@@ -224,7 +224,7 @@ def test_what_others_have_written_is_never_lost(seed):
             key = rng.choice([b"a", b"b", b"c", b"d/a", b"d/e/b", b"d/c", b"f/a", b"f/c"])
             content = b"theirs %d" % number
             try:
-                await world.remote.write(key, Content(content))
+                await world.remote.write(key, Held(content))
             except RemoteError:
                 continue
             theirs[key] = content

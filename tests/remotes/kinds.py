@@ -21,6 +21,7 @@ import trio
 
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.credentials import Credentials
+from syncer.remotes.held import Held
 from syncer.remotes.machinery import Machinery
 from syncer.remotes.remote import Attributes, Remote
 
@@ -43,24 +44,6 @@ def machinery(bridge: Bridge, home: Path, **changes: Any) -> Machinery:
         **changes,
     }
     return Machinery(bridge, **given)
-
-
-class Content:
-    """A ByteSource over bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    @property
-    def size(self) -> int:
-        """See ByteSource."""
-        return len(self._data)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        """See ByteSource."""
-        await trio.lowlevel.checkpoint()
-        assert 0 <= offset <= offset + length <= len(self._data)
-        return self._data[offset : offset + length]
 
 
 class Place(ABC):
@@ -150,7 +133,7 @@ class RemotePlace(Place):
 
         async def put(key: bytes, data: bytes) -> None:
             async with limiter:
-                await remote.write(key, Content(data), attributes)
+                await remote.write(key, Held(data), attributes)
 
         async with trio.open_nursery() as nursery:
             for key, data in files.items():

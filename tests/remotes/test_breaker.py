@@ -25,11 +25,11 @@ from syncer.remotes.breaker import (
     succeeded,
 )
 from syncer.remotes.errors import Changed, Denied, Garbled, Missing, RemoteError, Unreachable
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.policy import RemotePolicy
 from syncer.remotes.wrapper import Verb
 from syncer.remotes.wrappers import Hosts, Wrapped, wrapped
-from tests.remotes.kinds import Content
 from tests.remotes.unreliable import Fate, Unreliable
 
 POLICY = RemotePolicy(breaker_failures=3, breaker_after_s=10.0)
@@ -148,7 +148,7 @@ class Setting:
 @pytest.fixture
 async def setting() -> Setting:
     server = MemoryServer()
-    await MemoryRemote(server).write(b"f", Content(b"content"))
+    await MemoryRemote(server).write(b"f", Held(b"content"))
     unreliable = Unreliable(MemoryRemote(server))
     hosts = Hosts()
     return Setting(unreliable, wrapped(unreliable, ONE_TRY, hosts), hosts)
@@ -272,7 +272,7 @@ async def test_a_black_hole_opens_when_its_first_calls_time_out(
 async def test_the_callers_own_failures_are_not_the_hosts(
     setting: Setting, autojump_clock: MockClock
 ) -> None:
-    class Broken(Content):
+    class Broken(Held):
         async def read(self, offset: int, length: int) -> bytes:
             await trio.sleep(5)
             raise Unreachable("the source's host is down")

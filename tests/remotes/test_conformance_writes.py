@@ -16,8 +16,9 @@ from syncer.remotes.errors import (
     Unreachable,
     Unsupported,
 )
+from syncer.remotes.held import Held
 from syncer.remotes.remote import ROOT, Attributes, Capabilities, Entry, Remote, Version
-from tests.remotes.kinds import Content, Kind, Place
+from tests.remotes.kinds import Kind, Place
 from tests.remotes.test_conformance import LARGE, MIB, NAMES, entries, read_all
 
 ATTRIBUTES = Attributes(
@@ -67,7 +68,7 @@ async def test_what_it_lacks_is_unsupported(place: Place, remote: Remote):
     lacks = []
     if not has.write:
         lacks += [
-            lambda: remote.write(b"new", Content(b"")),
+            lambda: remote.write(b"new", Held(b"")),
             lambda: remote.delete(b"f"),
         ]
     if not (has.write and has.rename):
@@ -96,7 +97,7 @@ async def test_what_it_lacks_is_unsupported(place: Place, remote: Remote):
 
 @pytest.mark.parametrize("size", [0, 1, 4096, MIB + 1, len(LARGE)])
 async def test_writing(size: int, writable: Remote):
-    written = await writable.write(b"f", Content(LARGE[:size]))
+    written = await writable.write(b"f", Held(LARGE[:size]))
     assert (written.key, written.kind.value, written.size) == (b"f", "file", size)
     assert await read_all(writable, b"f") == LARGE[:size]
     assert written.version == (await writable.stat(b"f")).version
@@ -105,8 +106,8 @@ async def test_writing(size: int, writable: Remote):
 
 
 async def test_parents_are_made(writable: Remote):
-    await writable.write(b"a/b/c/f", Content(b"deep"))
-    await writable.write(b"a/b/g", Content(b"beside"))
+    await writable.write(b"a/b/c/f", Held(b"deep"))
+    await writable.write(b"a/b/g", Held(b"beside"))
     assert await read_all(writable, b"a/b/c/f") == b"deep"
     assert set(await entries(writable, b"a/b/")) == {b"a/b/c/", b"a/b/g"}
 
@@ -114,7 +115,7 @@ async def test_parents_are_made(writable: Remote):
 async def test_writing_odd_names(kind: Kind, writable: Remote):
     names = [name for name in NAMES if kind.holds(name)]
     for name in names:
-        await writable.write(b"d/" + name, Content(name))
+        await writable.write(b"d/" + name, Held(name))
     assert sorted(await entries(writable, b"d/")) == sorted(b"d/" + name for name in names)
     for name in names:
         assert await read_all(writable, b"d/" + name) == name
@@ -125,8 +126,8 @@ async def test_writing_odd_names(kind: Kind, writable: Remote):
 
 
 async def test_replacing(writable: Remote):
-    old = await writable.write(b"f", Content(b"a long first one"))
-    new = await writable.write(b"f", Content(b"second"))
+    old = await writable.write(b"f", Held(b"a long first one"))
+    new = await writable.write(b"f", Held(b"second"))
     assert await read_all(writable, b"f") == b"second"
     assert new.version != old.version
     with pytest.raises(Changed):
@@ -134,23 +135,23 @@ async def test_replacing(writable: Remote):
 
 
 async def test_writing_without_replacing(writable: Remote):
-    await writable.write(b"f", Content(b"first"), replace=False)
+    await writable.write(b"f", Held(b"first"), replace=False)
     with pytest.raises(Exists):
-        await writable.write(b"f", Content(b"second"), replace=False)
+        await writable.write(b"f", Held(b"second"), replace=False)
     assert await read_all(writable, b"f") == b"first"
     assert list(await entries(writable)) == [b"f"]
 
 
 async def test_writing_over_a_version(writable: Remote):
-    first = await writable.write(b"f", Content(b"first"))
-    second = await writable.write(b"f", Content(b"second one"), if_version=first.version)
+    first = await writable.write(b"f", Held(b"first"))
+    second = await writable.write(b"f", Held(b"second one"), if_version=first.version)
     for wrong in (first.version, Version(10, "no-such-etag", 10**18)):
         with pytest.raises(Changed):
-            await writable.write(b"f", Content(b"third"), if_version=wrong)
+            await writable.write(b"f", Held(b"third"), if_version=wrong)
     assert await read_all(writable, b"f") == b"second one"
     await writable.delete(b"f")
     with pytest.raises(Changed):
-        await writable.write(b"f", Content(b"third"), if_version=second.version)
+        await writable.write(b"f", Held(b"third"), if_version=second.version)
     assert await entries(writable) == {}
 
 
@@ -159,7 +160,7 @@ async def test_one_of_many_creators_wins(writable: Remote):
 
     async def create(n: int) -> None:
         try:
-            await writable.write(b"f", Content(b"%d" % n), replace=False)
+            await writable.write(b"f", Held(b"%d" % n), replace=False)
             outcomes.append(b"%d" % n)
         except Exists:
             outcomes.append(None)
@@ -175,22 +176,22 @@ async def test_one_of_many_creators_wins(writable: Remote):
 async def test_a_directory_is_in_the_way(writable: Remote):
     needs(writable, "mkdir")
     await writable.mkdir(b"d/")
-    await writable.write(b"f", Content(b"data"))
+    await writable.write(b"f", Held(b"data"))
     for key in (b"d", b"f/below"):
         with pytest.raises(RemoteError):
-            await writable.write(key, Content(b"new"))
+            await writable.write(key, Held(b"new"))
     assert set(await entries(writable)) == {b"d/", b"f"}
     assert await read_all(writable, b"f") == b"data"
 
 
 async def test_a_source_that_fails_changes_nothing(writable: Remote):
-    class Failing(Content):
+    class Failing(Held):
         async def read(self, offset: int, length: int) -> bytes:
             if offset + length > 10 * MIB:
                 raise Unreachable("the source went away")
             return await super().read(offset, length)
 
-    await writable.write(b"d/f", Content(b"old"))
+    await writable.write(b"d/f", Held(b"old"))
     for key in (b"d/f", b"d/new"):
         with pytest.raises(Unreachable, match="the source went away"):
             await writable.write(key, Failing(LARGE))
@@ -201,13 +202,13 @@ async def test_a_source_that_fails_changes_nothing(writable: Remote):
 async def test_a_write_that_is_given_up_changes_nothing(writable: Remote, bridge):
     scope = trio.CancelScope()
 
-    class GivenUp(Content):
+    class GivenUp(Held):
         async def read(self, offset: int, length: int) -> bytes:
             if offset + length > 10 * MIB:
                 scope.cancel()
             return await super().read(offset, length)
 
-    await writable.write(b"d/f", Content(b"old"))
+    await writable.write(b"d/f", Held(b"old"))
     for key in (b"d/f", b"d/new"):
         scope = trio.CancelScope()
         with scope:
@@ -220,7 +221,7 @@ async def test_a_write_that_is_given_up_changes_nothing(writable: Remote, bridge
 
 async def test_writes_keep_attributes(writable: Remote):
     has = writable.capabilities
-    written = await writable.write(b"f", Content(b"data"), ATTRIBUTES)
+    written = await writable.write(b"f", Held(b"data"), ATTRIBUTES)
     entry = await writable.stat(b"f")
     check_kept(entry, ATTRIBUTES, has)
     assert written.version == entry.version
@@ -228,7 +229,7 @@ async def test_writes_keep_attributes(writable: Remote):
     if has.mode:
         assert (await entries(writable))[b"f"].mode == ATTRIBUTES.mode
     # Not those of the file that was there.
-    await writable.write(b"f", Content(b"data"))
+    await writable.write(b"f", Held(b"data"))
     if has.metadata:
         assert "colour" not in (await writable.stat(b"f")).metadata
 
@@ -252,7 +253,7 @@ async def test_set_attributes(writable: Remote):
     }
     if not kept:
         pytest.skip("keeps no attributes")
-    await writable.write(b"f", Content(b"data"), ATTRIBUTES)
+    await writable.write(b"f", Held(b"data"), ATTRIBUTES)
     await writable.set_attributes(b"f", Attributes())
     check_kept(await writable.stat(b"f"), ATTRIBUTES, has)
     await writable.set_attributes(b"f", Attributes(**kept))
@@ -284,7 +285,7 @@ async def test_set_attributes_of_a_directory(writable: Remote):
 
 async def test_rename(writable: Remote):
     needs(writable, "rename")
-    await writable.write(b"d/f", Content(b"data"))
+    await writable.write(b"d/f", Held(b"data"))
     await writable.rename(b"d/f", b"d/g")
     assert list(await entries(writable, b"d/")) == [b"d/g"]
     assert await read_all(writable, b"d/g") == b"data"
@@ -296,8 +297,8 @@ async def test_rename(writable: Remote):
 
 async def test_rename_over_a_file(writable: Remote):
     needs(writable, "rename")
-    await writable.write(b"f", Content(b"new"))
-    await writable.write(b"g", Content(b"older"))
+    await writable.write(b"f", Held(b"new"))
+    await writable.write(b"g", Held(b"older"))
     with pytest.raises(Exists):
         await writable.rename(b"f", b"g", replace=False)
     assert await read_all(writable, b"g") == b"older"
@@ -309,7 +310,7 @@ async def test_rename_over_a_file(writable: Remote):
 async def test_rename_a_directory(writable: Remote):
     needs(writable, "rename")
     needs(writable, "mkdir")
-    version = (await writable.write(b"d/e/f", Content(b"data"))).version
+    version = (await writable.write(b"d/e/f", Held(b"data"))).version
     await writable.rename(b"d/", b"n/")
     assert list(await entries(writable)) == [b"n/"]
     assert await read_all(writable, b"n/e/f") == b"data"
@@ -317,8 +318,8 @@ async def test_rename_a_directory(writable: Remote):
 
 
 async def test_delete(writable: Remote):
-    await writable.write(b"d/f", Content(b"data"))
-    await writable.write(b"d/g", Content(b"data"))
+    await writable.write(b"d/f", Held(b"data"))
+    await writable.write(b"d/g", Held(b"data"))
     await writable.delete(b"d/f")
     assert list(await entries(writable, b"d/")) == [b"d/g"]
     for key in (b"d/f", b"gone", b"gone/f"):
@@ -328,7 +329,7 @@ async def test_delete(writable: Remote):
 
 async def test_delete_a_directory(writable: Remote):
     needs(writable, "mkdir")
-    await writable.write(b"d/e/f", Content(b"data"))
+    await writable.write(b"d/e/f", Held(b"data"))
     with pytest.raises(NotEmpty):
         await writable.delete(b"d/e/")
     await writable.delete(b"d/e/f")
@@ -346,7 +347,7 @@ async def test_mkdir(writable: Remote):
     await writable.mkdir(b"d/")
     await writable.mkdir(b"d/e/")
     assert await entries(writable, b"d/e/") == {}
-    await writable.write(b"f", Content(b""))
+    await writable.write(b"f", Held(b""))
     for key in (b"d/", b"f/"):
         with pytest.raises(Exists):
             await writable.mkdir(key)
@@ -368,7 +369,7 @@ async def test_symlink(writable: Remote):
 
 async def test_a_symlink_is_deleted_not_what_it_points_to(writable: Remote):
     needs(writable, "symlinks")
-    await writable.write(b"d/f", Content(b"data"))
+    await writable.write(b"d/f", Held(b"data"))
     await writable.symlink(b"l", b"d")
     await writable.symlink(b"m", b"d/f")
     await writable.delete(b"l")
@@ -379,8 +380,8 @@ async def test_a_symlink_is_deleted_not_what_it_points_to(writable: Remote):
 
 async def test_writing_over_a_symlink_replaces_it(writable: Remote):
     needs(writable, "symlinks")
-    await writable.write(b"f", Content(b"data"))
+    await writable.write(b"f", Held(b"data"))
     await writable.symlink(b"l", b"f")
-    await writable.write(b"l", Content(b"new"))
+    await writable.write(b"l", Held(b"new"))
     assert (await writable.stat(b"l")).kind.value == "file"
     assert await read_all(writable, b"f") == b"data"

@@ -13,8 +13,9 @@ from syncer.remotes.bridge import Bridge
 from syncer.remotes.errors import BadUrl, Changed, Missing, Unreachable, Unsupported
 from syncer.remotes.file import FileRemote, open_remote
 from syncer.remotes.folder import Folder
+from syncer.remotes.held import Held
 from syncer.remotes.remote import ROOT, Attributes, Kind, Remote
-from tests.remotes.kinds import Content, machinery
+from tests.remotes.kinds import machinery
 from tests.remotes.test_conformance import entries, read_all
 
 
@@ -61,7 +62,7 @@ async def test_no_symlink_leads_out(root: Path, folder: Remote):
     for act in (
         lambda: folder.stat(b"out/f"),
         lambda: folder.delete(b"out/f"),
-        lambda: folder.write(b"out/g", Content(b"")),
+        lambda: folder.write(b"out/g", Held(b"")),
         lambda: folder.mkdir(b"out/d/"),
         lambda: folder.rename(b"out/f", b"g"),
         lambda: folder.set_attributes(b"out/f", Attributes(mode=0)),
@@ -76,7 +77,7 @@ async def test_no_name_leads_out(folder: Remote):
         with pytest.raises(Unsupported):
             await folder.stat(key)
         with pytest.raises(Unsupported):
-            await folder.write(key, Content(b""))
+            await folder.write(key, Held(b""))
         with pytest.raises(Unsupported):
             await entries(folder, key + b"/")
 
@@ -128,7 +129,7 @@ async def test_a_single_file_is_a_root(name: str, root: Path, bridge: Bridge):
         await entries(remote)
     with pytest.raises(Missing):
         await remote.stat(b"f")
-    await remote.write(ROOT, Content(b"new"), if_version=entry.version)
+    await remote.write(ROOT, Held(b"new"), if_version=entry.version)
     assert (root / "f").read_bytes() == b"new"
     assert await read_all(remote, ROOT) == b"new"
 
@@ -141,7 +142,7 @@ async def test_a_root_that_is_gone_has_not_been_emptied(root: Path, folder: Remo
         lambda: entries(folder),
         lambda: folder.stat(b"f"),
         lambda: folder.read(b"f", version, 0, 1),
-        lambda: folder.write(b"g", Content(b"")),
+        lambda: folder.write(b"g", Held(b"")),
     ):
         with pytest.raises(Unreachable, match="mounted"):
             await act()

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from syncer.remotes.errors import Missing, Unreachable
+from syncer.remotes.held import Held
 from syncer.remotes.limits import Bucket, Deadline, Limited, Rate, RateLimit, Rates, take
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.policy import RemotePolicy
 from syncer.remotes.remote import ROOT, Page
 from syncer.remotes.wrapper import Verb, Wrapper
 from syncer.remotes.wrappers import Hosts, wrapped
-from tests.remotes.kinds import Content
 
 
 @given(
@@ -100,10 +100,10 @@ async def test_bytes_and_requests_of_a_host_share_its_rates(autojump_clock: Mock
 
     # 3,000 bytes in three reads of the source; the last one is paid for by who comes next.
     data = bytes(1 << 20)
-    await one.write(b"f", Content(data[:1000]))
+    await one.write(b"f", Held(data[:1000]))
     entry = await one.stat(b"f")
     assert await seconds(
-        one.write(b"f", Content(data[:1000])), two.write(b"g", Content(b""))
+        one.write(b"f", Held(data[:1000])), two.write(b"g", Held(b""))
     ) == pytest.approx(950 / 500)
     entry = await one.stat(b"f")
     await trio.sleep(100)
@@ -123,7 +123,7 @@ async def test_every_page_of_a_listing_is_a_request(autojump_clock: MockClock) -
     server = MemoryServer()
     direct = MemoryRemote(server)
     for number in range(5000):
-        await direct.write(b"%d" % number, Content(b""))
+        await direct.write(b"%d" % number, Held(b""))
     remote = RateLimit(direct, Rates(RemotePolicy(requests_per_s=1.0, burst_s=1.0)))
 
     async def sink(_: Page) -> None:
@@ -170,7 +170,7 @@ async def test_a_sink_may_use_the_remote_that_it_lists(autojump_clock: MockClock
     server = MemoryServer()
     direct = MemoryRemote(server)
     for number in range(2500):
-        await direct.write(b"%d" % number, Content(b"x"))
+        await direct.write(b"%d" % number, Held(b"x"))
     remote = Limited(direct, 1)
     seen = 0
 
@@ -226,7 +226,7 @@ async def test_a_sink_that_fails_starts_the_clock_again(autojump_clock: MockCloc
                 await trio.sleep_forever()
 
     direct = MemoryRemote(MemoryServer())
-    await direct.write(b"f", Content(b""))
+    await direct.write(b"f", Held(b""))
 
     async def sink(_: Page) -> None:
         await trio.sleep(1000)
@@ -257,7 +257,7 @@ async def test_counts(autojump_clock: MockClock) -> None:
     server.before_request = slowly
     remote = wrapped(MemoryRemote(server), RemotePolicy(), Hosts())
 
-    class Slow(Content):
+    class Slow(Held):
         async def read(self, offset: int, length: int) -> bytes:
             await trio.sleep(100)
             return await super().read(offset, length)

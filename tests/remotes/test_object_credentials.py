@@ -27,10 +27,11 @@ from syncer.remotes.aws_credentials import AwsKeys, sign_v4
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.credentials import Credentials
 from syncer.remotes.errors import Denied, RemoteError, Unreachable
+from syncer.remotes.held import Held
 from syncer.remotes.object_http import Request
 from syncer.remotes.remote import ROOT, Page, Remote
 from tests.remotes import kind_azure, kind_gcs, kind_s3
-from tests.remotes.kinds import Content, machinery
+from tests.remotes.kinds import machinery
 from tests.servers.azurite import ACCOUNT, KEY
 from tests.servers.seaweedfs import ACCESS_KEY, READ_ONLY_KEY, READ_ONLY_SECRET, REGION, SECRET_KEY
 
@@ -108,10 +109,10 @@ async def test_profiles(bridge: Bridge, tmp_path: Path, way: dict[str, str]):
         remote = await s3.open_remote(URL, options, given)
         assert b"f" in await names(remote)
         if writes:
-            await remote.write(b"g", Content(b""))
+            await remote.write(b"g", Held(b""))
         else:
             with pytest.raises(Denied, match="permission"):
-                await remote.write(b"g", Content(b""))
+                await remote.write(b"g", Held(b""))
         await remote.close()
 
 
@@ -345,7 +346,7 @@ async def test_a_shared_access_signature_can_write_and_copy(
     given = machinery(bridge, tmp_path, environment=environment)
     options = {"account": ACCOUNT, "endpoint": f"{azurite.endpoint}/{ACCOUNT}"}
     remote = await azure.open_remote("az://private-one/sas/", options, given)
-    await remote.write(b"a", Content(b"bytes"))
+    await remote.write(b"a", Held(b"bytes"))
     await remote.rename(b"a", b"b")
     assert (await remote.read_whole(b"b", 9))[1] == b"bytes"
     await remote.delete(b"b")

@@ -34,6 +34,7 @@ from syncer.remotes.errors import (
     Unreachable,
     Unsupported,
 )
+from syncer.remotes.held import Held
 from syncer.remotes.object_http import Refusal, refused
 from syncer.remotes.object_reads import obstore_can
 from syncer.remotes.objects import part_size
@@ -43,7 +44,7 @@ from tests.remotes.filling import fill
 from tests.remotes.kind_azure import AzureServer
 from tests.remotes.kind_gcs import GcsServer
 from tests.remotes.kind_s3 import BUCKET, S3Server
-from tests.remotes.kinds import Content, Server
+from tests.remotes.kinds import Server
 from tests.servers.proxy import Cut, How
 from tests.servers.seaweedfs import PUBLIC_BUCKET
 
@@ -180,7 +181,7 @@ async def test_a_root_that_is_one_object(s3: S3Server, bridge: Bridge, prefix: s
         await listed(remote)
     with pytest.raises(Missing):
         await remote.stat(b"b")
-    written = await remote.write(ROOT, Content(b"another"), if_version=entry.version)
+    written = await remote.write(ROOT, Held(b"another"), if_version=entry.version)
     assert written.version == (await remote.stat(ROOT)).version
     await remote.delete(ROOT)
     with pytest.raises(Missing):
@@ -200,7 +201,7 @@ async def test_a_directory_is_no_file_whatever_is_called_like_it(
         for attempt in (
             remote.read(ROOT, Version(19), 0, 19),
             remote.read_whole(ROOT, 99),
-            remote.write(ROOT, Content(b"")),
+            remote.write(ROOT, Held(b"")),
             remote.set_attributes(ROOT, Attributes(metadata={})),
             remote.rename(ROOT, b"x"),
         ):
@@ -219,11 +220,11 @@ async def test_a_directory_is_no_file_whatever_is_called_like_it(
 async def test_where_nothing_is_yet(s3: S3Server, bridge: Bridge, prefix: str):
     remote = await s3.open(bridge, f"s3://{BUCKET}/{prefix}")
     assert await listed(remote) == {}
-    await remote.write(b"f", Content(b"x"))
+    await remote.write(b"f", Held(b"x"))
     assert (await listed(remote)).keys() == {b"f"}
     await remote.close()
     remote = await s3.open(bridge, f"s3://{BUCKET}/{prefix}-one")
-    await remote.write(ROOT, Content(b"x"))
+    await remote.write(ROOT, Held(b"x"))
     assert (await remote.stat(ROOT)).kind is Kind.FILE
     await remote.close()
 
@@ -268,7 +269,7 @@ async def test_keys_with_empty_components(azure: AzureServer, bridge: Bridge, pr
         entry, data = await remote.read_whole(key.encode(), 9)
         assert data == contents[key]
         assert await remote.read(key.encode(), entry.version, 0, 1) == contents[key]
-    await remote.write(b"x//y", Content(b"odd"))
+    await remote.write(b"x//y", Held(b"odd"))
     await remote.rename(b"x//y", b"x//z")
     assert (await remote.read_whole(b"x//z", 9))[1] == b"odd"
     assert azure.server.request("GET", prefix, "x//z").content == b"odd"
@@ -288,7 +289,7 @@ async def test_dots_are_left_out_with_a_warning(
     with pytest.raises(Missing):
         await remote.stat(b"d/../x")
     with pytest.raises(Unsupported):
-        await remote.write(b"d/../y", Content(b""))
+        await remote.write(b"d/../y", Held(b""))
     await remote.close()
 
 
@@ -372,8 +373,8 @@ async def test_versions_without_etags_are_compared_by_size_and_time(
         await remote.read(key.encode(), Version(5, mtime_ns=1), 0, 5)
     assert await remote.read(key.encode(), bare, 0, 5) == b"bytes"
     with pytest.raises(Changed):
-        await remote.write(key.encode(), Content(b"x"), if_version=Version(5, mtime_ns=1))
-    await remote.write(key.encode(), Content(b"other"), if_version=bare)
+        await remote.write(key.encode(), Held(b"x"), if_version=Version(5, mtime_ns=1))
+    await remote.write(key.encode(), Held(b"other"), if_version=bare)
     await remote.close()
 
 
@@ -382,9 +383,9 @@ async def test_the_time_of_what_was_written_is_asked_for_where_it_is_wanted(
     s3: S3Server, bridge: Bridge, prefix: str, brief: bool, requests: int
 ):
     remote = await s3.open(bridge, f"s3://{BUCKET}/{prefix}/")
-    await remote.write(b"first", Content(b"x"))  # finds out what the root is
+    await remote.write(b"first", Held(b"x"))  # finds out what the root is
     before = s3.proxy.counts
-    written = await remote.write(b"f", Content(b"bytes"), Attributes(brief=brief))
+    written = await remote.write(b"f", Held(b"bytes"), Attributes(brief=brief))
     assert (s3.proxy.counts - before).requests == requests
     found = await remote.stat(b"f")
     assert (written.mtime_ns, written.version.etag) == (
@@ -457,7 +458,7 @@ def uploads(s3: S3Server) -> list[str]:
     return re.findall("<UploadId>(.*?)</UploadId>", answer.text)
 
 
-class Failing(Content):
+class Failing(Held):
     """Fails in the middle."""
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -466,7 +467,7 @@ class Failing(Content):
         return await super().read(offset, length)
 
 
-class Stuck(Content):
+class Stuck(Held):
     """Never gives its end."""
 
     def __init__(self, data: bytes) -> None:
@@ -505,7 +506,7 @@ async def test_an_upload_cancelled_while_it_begins_is_taken_back(
     before = s3.proxy.counts
     s3.proxy.change(delay_s=0.1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(remote.write, b"f", Content(LARGE))
+        nursery.start_soon(remote.write, b"f", Held(LARGE))
         while not (s3.proxy.counts - before).requests:  # noqa: ASYNC110 - nobody tells
             await trio.sleep(0.001)
         nursery.cancel_scope.cancel()
@@ -518,12 +519,12 @@ async def test_parts_that_are_refused_end_the_upload(s3: S3Server, bridge: Bridg
     remote = await s3.open(bridge, f"s3://{BUCKET}/{prefix}/")
     await fill(s3.store.put, {f"{prefix}/f": b"there"})
     with pytest.raises(Exists):
-        await remote.write(b"f", Content(LARGE), replace=False)
+        await remote.write(b"f", Held(LARGE), replace=False)
     with pytest.raises(Changed):
-        await remote.write(b"f", Content(LARGE), if_version=Version(5, '"0"'))
+        await remote.write(b"f", Held(LARGE), if_version=Version(5, '"0"'))
     assert uploads(s3) == []
     assert (await remote.read_whole(b"f", 9))[1] == b"there"
-    entry = await remote.write(b"f", Content(LARGE), if_version=(await remote.stat(b"f")).version)
+    entry = await remote.write(b"f", Held(LARGE), if_version=(await remote.stat(b"f")).version)
     assert await remote.read(b"f", entry.version, 0, len(LARGE)) == LARGE
     await remote.close()
 
@@ -543,9 +544,9 @@ async def test_metadata_that_headers_cannot_carry_is_refused(
     remote = await s3.open(bridge, f"s3://{BUCKET}/{prefix}/")
     for metadata in ({"a b": b"x"}, {"a": b"x\ny"}, {"a": "ü".encode()}, {"ü": b"x"}, {"": b""}):
         with pytest.raises(Unsupported, match="metadata"):
-            await remote.write(b"f", Content(b""), Attributes(metadata=metadata))
+            await remote.write(b"f", Held(b""), Attributes(metadata=metadata))
     kept = {"content-type": b"text/plain", "colour": b"red, blue"}
-    await remote.write(b"f", Content(b"x"), Attributes(metadata=kept))
+    await remote.write(b"f", Held(b"x"), Attributes(metadata=kept))
     assert (await remote.stat(b"f")).metadata == kept
     assert (await remote.read_whole(b"f", 9))[0].metadata == kept
     await remote.close()
@@ -670,7 +671,7 @@ async def test_public_data_needs_no_credentials(s3: S3Server, bridge: Bridge, pr
     assert (await remote.read_whole(b"f", 9))[1] == b"open"
     assert not remote.capabilities.write
     with pytest.raises(Unsupported, match="anonymous"):
-        await remote.write(b"g", Content(b""))
+        await remote.write(b"g", Held(b""))
     await remote.close()
     remote = await s3.open(bridge, f"s3://{BUCKET}/", {"anonymous": "true"}, {})
     with pytest.raises(Denied, match="anonymous"):

@@ -15,13 +15,13 @@ from trio.testing import MockClock
 from syncer.remotes import errors
 from syncer.remotes.breaker import NotTried, State
 from syncer.remotes.errors import Busy, Exists, Garbled, Missing, RemoteError, Unreachable
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.policy import RemotePolicy
 from syncer.remotes.remote import ROOT, Entry, Kind, Page, Remote
 from syncer.remotes.retry import Retrying, backoff_s, next_wait_s
 from syncer.remotes.wrapper import Verb
 from syncer.remotes.wrappers import Hosts, wrapped
-from tests.remotes.kinds import Content
 from tests.remotes.unreliable import FAULTS, Fate, Unreliable
 
 POLICY = RemotePolicy()
@@ -114,7 +114,7 @@ class World:
         self.script = script
 
     async def begin(self) -> World:
-        await self.direct.write(b"f", Content(b"content"))
+        await self.direct.write(b"f", Held(b"content"))
         self.unreliable.script.extend(self.script)
         return self
 
@@ -216,7 +216,7 @@ async def test_a_listing_takes_as_long_as_its_pages_and_its_sink(
     server = MemoryServer()
     remote = MemoryRemote(server)
     for number in range(5000):
-        await remote.write(b"%d" % number, Content(b""))
+        await remote.write(b"%d" % number, Held(b""))
 
     async def slowly(_: str, __: bytes) -> None:
         await trio.sleep(POLICY.attempt_timeout_s * 0.9)
@@ -236,7 +236,7 @@ async def test_a_listing_takes_as_long_as_its_pages_and_its_sink(
 async def test_a_write_takes_as_long_as_its_source_and_is_bounded_after_it(
     autojump_clock: MockClock,
 ) -> None:
-    class Slow(Content):
+    class Slow(Held):
         async def read(self, offset: int, length: int) -> bytes:
             await trio.sleep(1000)
             return await super().read(offset, length)
@@ -246,7 +246,7 @@ async def test_a_write_takes_as_long_as_its_source_and_is_bounded_after_it(
     world.unreliable.script.extend([Fate.SWALLOWED_ANSWER] * 100)
     began = trio.current_time()
     with pytest.raises(Unreachable):
-        await world.remote.write(b"h", Content(b"x"))
+        await world.remote.write(b"h", Held(b"x"))
     assert trio.current_time() - began <= 2 * POLICY.write_timeout_s + POLICY.deadline_s
 
 
@@ -256,13 +256,13 @@ async def test_a_conditional_write_of_somebody_else_is_not_taken_for_ours(
     """The answer was lost, and then another client wrote the same number of bytes."""
     world = await World().begin()
     entry = await world.direct.stat(b"f")
-    await world.direct.write(b"f", Content(b"theirs!"))
+    await world.direct.write(b"f", Held(b"theirs!"))
     world.unreliable.script.append(Fate.LOST)
     with pytest.raises(errors.Changed):
-        await world.remote.write(b"f", Content(b"ours!!!"), if_version=entry.version)
+        await world.remote.write(b"f", Held(b"ours!!!"), if_version=entry.version)
     world.unreliable.script.append(Fate.LOST)
     with pytest.raises(Exists):
-        await world.remote.write(b"f", Content(b"ours!!!"), replace=False)
+        await world.remote.write(b"f", Held(b"ours!!!"), replace=False)
     assert (await world.direct.read_whole(b"f", 100))[1] == b"theirs!"
 
 
@@ -318,8 +318,8 @@ PATIENT = RemotePolicy(deadline_s=10_000.0, breaker_failures=1000)
 async def act(remote: Remote, verb: str, key: bytes, extra: Any) -> object:
     """Do it; what it answered, or the name of its error."""
     acts: dict[str, Callable[[], Awaitable[Any]]] = {
-        "write": lambda: remote.write(key, Content(extra)),
-        "create": lambda: remote.write(key, Content(extra), replace=False),
+        "write": lambda: remote.write(key, Held(extra)),
+        "create": lambda: remote.write(key, Held(extra), replace=False),
         "rename": lambda: remote.rename(key, extra),
         "rename_new": lambda: remote.rename(key, extra, replace=False),
         "delete": lambda: remote.delete(key),
@@ -330,7 +330,7 @@ async def act(remote: Remote, verb: str, key: bytes, extra: Any) -> object:
     try:
         if verb == "update":
             before = await remote.stat(key)
-            acts[verb] = lambda: remote.write(key, Content(extra), if_version=before.version)
+            acts[verb] = lambda: remote.write(key, Held(extra), if_version=before.version)
         answer = await acts[verb]()
     except RemoteError as error:
         return type(error).__name__

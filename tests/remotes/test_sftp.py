@@ -16,9 +16,10 @@ import trio
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.credentials import Credentials
 from syncer.remotes.errors import BadUrl, Changed, Denied, Unreachable
+from syncer.remotes.held import Held
 from syncer.remotes.remote import ROOT, Kind, Remote
 from syncer.remotes.sftp import open_remote
-from tests.remotes.kinds import CONNECT_TIMEOUT_S, IMPATIENT, READ_TIMEOUT_S, Content, machinery
+from tests.remotes.kinds import CONNECT_TIMEOUT_S, IMPATIENT, READ_TIMEOUT_S, machinery
 from tests.remotes.test_conformance import entries, read_all
 from tests.servers.openssh import OpenSsh, agent, openssh, password_user
 from tests.servers.proxy import Counts, Cut, How, Proxy
@@ -295,7 +296,7 @@ async def test_a_connection_that_breaks_in_the_middle(
         assert await remote.read(b"large", version, 0, 2 * MIB) == data
         proxy.change(cut=Cut(how, after=100_000, up=True))
         with pytest.raises(Unreachable):
-            await remote.write(b"large", Content(data[::-1]))
+            await remote.write(b"large", Held(data[::-1]))
         proxy.change(cut=None)
         assert await read_all(remote, b"large") == data
         await remote.close()
@@ -402,7 +403,7 @@ async def test_no_name_leads_out(sshd: OpenSsh, folder: Path, bridge: Bridge):
         with pytest.raises(Exception, match="no file can be called"):
             await remote.stat(key)
         with pytest.raises(Exception, match="no file can be called"):
-            await remote.write(key, Content(b""))
+            await remote.write(key, Held(b""))
     assert os.listdir(folder / "d") == []
     await remote.close()
 

@@ -30,10 +30,11 @@ from syncer.remotes.errors import (
     Unreachable,
     Unsupported,
 )
+from syncer.remotes.held import Held
 from syncer.remotes.remote import ROOT, Attributes, Kind, Remote
 from syncer.remotes.smb import open_remote
 from tests.remotes.kind_smb import credentials
-from tests.remotes.kinds import CONNECT_TIMEOUT_S, IMPATIENT, READ_TIMEOUT_S, Content, machinery
+from tests.remotes.kinds import CONNECT_TIMEOUT_S, IMPATIENT, READ_TIMEOUT_S, machinery
 from tests.remotes.test_conformance import MIB, SETTLED_S, entries, eventually
 from tests.servers.processes import listens
 from tests.servers.proxy import Cut, How, Proxy
@@ -146,7 +147,7 @@ async def test_a_share_that_is_read_only(server: Samba, opened):
     remote = await opened(server.url(share="frozen"))
     assert (await remote.read_whole(b"f", 10))[1] == b"0123456789"
     acts: list[Callable] = [
-        lambda: remote.write(b"new", Content(b"x")),
+        lambda: remote.write(b"new", Held(b"x")),
         lambda: remote.delete(b"f"),
         lambda: remote.mkdir(b"new/"),
         lambda: remote.rename(b"f", b"new"),
@@ -199,7 +200,7 @@ async def test_an_answer_without_a_signature_is_refused(
 
 async def test_a_file_that_somebody_locks(server: Samba, opened):
     remote, other = await opened(server.url()), await opened(server.url())
-    await other.write(b"locked", Content(b"data"))
+    await other.write(b"locked", Held(b"data"))
 
     def hold(link, call):
         from syncer.remotes import smb_calls
@@ -231,7 +232,7 @@ async def test_names_that_smb_has_not(server: Samba, opened):
         with pytest.raises(Missing):
             await remote.stat(key)
         with pytest.raises(Unsupported):
-            await remote.write(key, Content(b""))
+            await remote.write(key, Held(b""))
 
 
 async def test_a_usual_server_does_not_tell_cases_apart(server: Samba, opened):
@@ -242,7 +243,7 @@ async def test_a_usual_server_does_not_tell_cases_apart(server: Samba, opened):
 async def test_nothing_is_left_when_the_connection_breaks_while_writing(server: Samba, opened):
     remote = await opened(server.url("d"))
 
-    class Cutting(Content):
+    class Cutting(Held):
         async def read(self, offset: int, length: int) -> bytes:
             if offset:
                 remote._link.sever()
@@ -266,7 +267,7 @@ async def test_a_frozen_server(server: Samba, opened):
         lambda: entries(remote),
         lambda: remote.read(b"large", version, 0, MIB),
         lambda: remote.read(b"large", version, 0, len(LARGE)),
-        lambda: remote.write(b"new", Content(LARGE)),
+        lambda: remote.write(b"new", Held(LARGE)),
         lambda: fresh.stat(b"f"),
     ]
     server.freeze()

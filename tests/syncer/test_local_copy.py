@@ -29,8 +29,9 @@ from syncer.local_large import copy_large
 from syncer.local_tree import LocalTree
 from syncer.options import Options
 from syncer.remotes.errors import Changed, Exists, Missing
+from syncer.remotes.held import Held
 from syncer.tree import ROOT, Metadata, Node, NodeKind
-from tests.syncer.tree_conformance import Bytes, listed
+from tests.syncer.tree_conformance import listed
 
 ARCHIVE = Options(owners=True, xattrs=True, durable=False)
 NOTHING = Metadata()
@@ -176,7 +177,7 @@ async def trees(tmp_path: Path):
 async def test_what_is_not_asked_for_is_not_copied(trees: list[LocalTree]) -> None:
     source, target = trees
     metadata = Metadata(mode=0o6711, mtime_ns=5, xattrs={b"user.x": b"1"})
-    node = await source.write(b"file", Bytes(b"x"), metadata)
+    node = await source.write(b"file", Held(b"x"), metadata)
     options = Options(modes=False, times=False, durable=False)
     await copy_files(source, target, [CopyItem(b"file", b"bare", node)], options)
     found = await target.stat(b"bare")
@@ -190,7 +191,7 @@ async def test_what_is_not_asked_for_is_not_copied(trees: list[LocalTree]) -> No
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 async def test_nobodys_setuid_becomes_ours(trees: list[LocalTree]) -> None:
     source, target = trees
-    node = await source.write(b"file", Bytes(b"x"), Metadata(mode=0o6755, uid=1, gid=1))
+    node = await source.write(b"file", Held(b"x"), Metadata(mode=0o6755, uid=1, gid=1))
     items = [CopyItem(b"file", b"copy", node)]
     await copy_files(source, target, items, Options(durable=False))
     assert (await target.stat(b"copy")).mode == 0o755
@@ -233,7 +234,7 @@ async def test_what_a_directory_gives_its_files_does_not_stay(
     for number, (mode, owner) in enumerate(kinds * 2):
         name = b"%02d" % number
         metadata = Metadata(mode=mode, uid=owner, gid=owner, mtime_ns=7, xattrs={})
-        node = await source.write(name, Bytes(name), metadata)
+        node = await source.write(name, Held(name), metadata)
         items.append(CopyItem(name, (b"d/", b"e/")[number % 2] + name, node))
     outcomes = await copy_files(source, target, items, ARCHIVE)
     assert all(outcome.error is None for outcome in outcomes)
@@ -245,16 +246,16 @@ async def test_what_a_directory_gives_its_files_does_not_stay(
 async def test_each_file_fails_alone(trees: list[LocalTree]) -> None:
     source, target = trees
     nodes = {
-        name: await source.write(name, Bytes(name), NOTHING)
+        name: await source.write(name, Held(name), NOTHING)
         for name in (b"good", b"gone", b"changed", b"there", b"late", b"onto", b"below", b"long")
     }
     os.unlink(os.path.join(source.root.root, b"gone"))
-    await source.write(b"changed", Bytes(b"something else"), NOTHING)
-    old = await target.write(b"late", Bytes(b"old"), NOTHING)
-    await target.write(b"late", Bytes(b"newer"), NOTHING)
-    await target.write(b"there", Bytes(b"theirs"), NOTHING)
+    await source.write(b"changed", Held(b"something else"), NOTHING)
+    old = await target.write(b"late", Held(b"old"), NOTHING)
+    await target.write(b"late", Held(b"newer"), NOTHING)
+    await target.write(b"there", Held(b"theirs"), NOTHING)
     await target.mkdir(b"onto", NOTHING)
-    await target.write(b"file", Bytes(b"a file"), NOTHING)
+    await target.write(b"file", Held(b"a file"), NOTHING)
     places = {name: name for name in nodes} | {b"below": b"file/below", b"long": b"x" * 256}
     items = [
         CopyItem(name, places[name], node, old=old if name == b"late" else None)
@@ -325,7 +326,7 @@ async def test_a_source_that_changes_while_it_is_copied(
     trees: list[LocalTree], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = trees
-    node = await source.write(b"file", Bytes(bytes(100_000)), NOTHING)
+    node = await source.write(b"file", Held(bytes(100_000)), NOTHING)
     path = os.path.join(source.root.root, b"file")
     item = CopyItem(b"file", b"copy", node)
     real = Ways.copy
@@ -387,7 +388,7 @@ async def test_a_hung_disk_does_not_hold_who_cancels(
     trees: list[LocalTree], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = trees
-    node = await source.write(b"file", Bytes(b"x"), NOTHING)
+    node = await source.write(b"file", Held(b"x"), NOTHING)
     reached, alive = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
 
@@ -550,7 +551,7 @@ def test_names_follow_bytes(tmp_path: Path) -> None:
 def test_a_failed_sync_names_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with two_trees(tmp_path) as (source, target):
-            node = await source.write(b"file", Bytes(b"x"), NOTHING)
+            node = await source.write(b"file", Held(b"x"), NOTHING)
 
             def fail(_: int) -> None:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -21,8 +21,9 @@ from syncer import local_delta
 from syncer.local_delta import Chunk, Run, build, chunks_of, grew, grown_runs, plan_runs
 from syncer.local_tree import LocalTree
 from syncer.remotes.errors import Changed, Garbled
+from syncer.remotes.held import Held
 from syncer.tree import ROOT, Metadata
-from tests.syncer.tree_conformance import Bytes, listed
+from tests.syncer.tree_conformance import listed
 
 NOTHING = Metadata()
 MIB = 1 << 20
@@ -96,10 +97,10 @@ async def test_windows_do_not_show_in_the_cuts(
     tree: LocalTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = random.Random(4).randbytes(5 * MIB + 77)
-    node = await tree.write(b"file", Bytes(data), NOTHING)
+    node = await tree.write(b"file", Held(data), NOTHING)
     monkeypatch.setattr(local_delta, "WINDOW_BYTES", MIB)
     assert await chunks_of(tree, b"file", node, cut) == chunks(data, cut(memoryview(data)))
-    node = await tree.write(b"empty", Bytes(b""), NOTHING)
+    node = await tree.write(b"empty", Held(b""), NOTHING)
     assert await chunks_of(tree, b"empty", node, cut) == []
 
 
@@ -123,7 +124,7 @@ async def rebuild(tree: LocalTree, new: bytes) -> local_delta.Built:
 async def test_only_what_changed_is_asked_for(tree: LocalTree) -> None:
     data = random.Random(5).randbytes(6 * MIB)
     insert = random.Random(6).randbytes(5_000)
-    await tree.write(b"file", Bytes(data), NOTHING)
+    await tree.write(b"file", Held(data), NOTHING)
     for new in (
         data[: 2 * MIB] + insert + data[2 * MIB :],
         data[: 3 * MIB] + data[3 * MIB + 5_000 :],
@@ -137,7 +138,7 @@ async def test_only_what_changed_is_asked_for(tree: LocalTree) -> None:
         assert await content(tree, b"file") == new
         assert (built.node.mode, built.node.mtime_ns) == (0o604, 9)
         assert set(await listed(tree, ROOT)) == {b"file"}
-        await tree.write(b"file", Bytes(data), NOTHING)
+        await tree.write(b"file", Held(data), NOTHING)
 
 
 @settings(max_examples=25, deadline=None)
@@ -155,7 +156,7 @@ def test_any_edit(edits: list[tuple[int, int, bytes]]) -> None:
 
     async def run(root: str) -> None:
         tree = await LocalTree.open(os.fsencode(root), durable=False)
-        await tree.write(b"file", Bytes(data), NOTHING)
+        await tree.write(b"file", Held(data), NOTHING)
         await rebuild(tree, new)
         assert await content(tree, b"file") == new
         await tree.close()
@@ -168,7 +169,7 @@ def test_any_edit(edits: list[tuple[int, int, bytes]]) -> None:
 
 
 async def test_an_old_copy_that_changes_meanwhile(tree: LocalTree) -> None:
-    old = await tree.write(b"file", Bytes(b"0123456789"), NOTHING)
+    old = await tree.write(b"file", Held(b"0123456789"), NOTHING)
     runs = [Run(0, 5, 0), Run(5, 5, None)]
 
     async def read(offset: int, length: int) -> bytes:
@@ -183,7 +184,7 @@ async def test_an_old_copy_that_changes_meanwhile(tree: LocalTree) -> None:
 
 
 async def test_a_source_that_gives_too_little(tree: LocalTree) -> None:
-    old = await tree.write(b"file", Bytes(b"0123456789"), NOTHING)
+    old = await tree.write(b"file", Held(b"0123456789"), NOTHING)
 
     async def read(offset: int, length: int) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -196,7 +197,7 @@ async def test_a_source_that_gives_too_little(tree: LocalTree) -> None:
 
 
 async def test_from_a_copy_of_another_name(tree: LocalTree) -> None:
-    base = await tree.write(b"base", Bytes(b"0123456789"), NOTHING)
+    base = await tree.write(b"base", Held(b"0123456789"), NOTHING)
 
     async def read(offset: int, length: int) -> bytes:
         raise AssertionError("nothing is new")
@@ -209,15 +210,15 @@ async def test_from_a_copy_of_another_name(tree: LocalTree) -> None:
 
 async def test_files_that_grew(tree: LocalTree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_delta, "NEW_BYTES_MAX", 7)
-    old = await tree.write(b"old", Bytes(b"line 1\nline 2\n"), NOTHING)
+    old = await tree.write(b"old", Held(b"line 1\nline 2\n"), NOTHING)
     for data, expected in (
         (b"line 1\nline 2\nline 3\n", True),
         (b"line 1\nline 2\n", False),
         (b"line 1\nline X\nline 3\n", False),
         (b"line 1\n", False),
     ):
-        node = await tree.write(b"new", Bytes(data), NOTHING)
+        node = await tree.write(b"new", Held(data), NOTHING)
         assert await grew(tree, b"new", node, tree, b"old", old) is expected
-    empty = await tree.write(b"empty", Bytes(b""), NOTHING)
+    empty = await tree.write(b"empty", Held(b""), NOTHING)
     assert not await grew(tree, b"old", old, tree, b"empty", empty)
     assert grown_runs(14, 21) == [Run(0, 14, 0), Run(14, 7, None)]

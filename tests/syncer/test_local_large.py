@@ -23,8 +23,9 @@ from syncer.local_parts import kept_name
 from syncer.local_tree import LocalTree
 from syncer.options import Options
 from syncer.remotes.errors import Changed, Exists, Unreachable
+from syncer.remotes.held import Held
 from syncer.tree import ROOT, Metadata
-from tests.syncer.tree_conformance import Bytes, listed
+from tests.syncer.tree_conformance import listed
 
 MIB = 1 << 20
 DATA = random.Random(1).randbytes(12 * MIB + 345)
@@ -105,7 +106,7 @@ async def interrupt(
 @pytest.mark.usefixtures("small_pieces")
 async def test_goes_on_where_it_was(trees: list[LocalTree]) -> None:
     source, target = trees
-    await source.write(b"file", Bytes(DATA), Metadata(mtime_ns=5))
+    await source.write(b"file", Held(DATA), Metadata(mtime_ns=5))
     item = await item_of(source)
     point = await interrupt(source, target, item)
     assert await listed(target, ROOT) == {}
@@ -124,7 +125,7 @@ async def test_goes_on_where_it_was(trees: list[LocalTree]) -> None:
 @pytest.mark.parametrize("spoil", ["bytes", "length", "gone", "source", "link", "nonsense", "off"])
 async def test_begins_anew_where_it_cannot_go_on(trees: list[LocalTree], spoil: str) -> None:
     source, target = trees
-    await source.write(b"file", Bytes(DATA), NOTHING)
+    await source.write(b"file", Held(DATA), NOTHING)
     item = await item_of(source)
     point = await interrupt(source, target, item)
     part = Path(os.fsdecode(target.root.root), json.loads(point)["temporary"])
@@ -138,7 +139,7 @@ async def test_begins_anew_where_it_cannot_go_on(trees: list[LocalTree], spoil: 
             os.unlink(part)
         case "source":
             content = DATA[::-1]
-            await source.write(b"file", Bytes(content), NOTHING)
+            await source.write(b"file", Held(content), NOTHING)
             item = await item_of(source)
         case "link":  # nobody writes through what somebody put there
             victim = part.parent.parent / "victim"
@@ -161,7 +162,7 @@ async def test_begins_anew_where_it_cannot_go_on(trees: list[LocalTree], spoil: 
 @pytest.mark.usefixtures("small_pieces")
 async def test_interrupted_again_and_again(trees: list[LocalTree]) -> None:
     source, target = trees
-    await source.write(b"file", Bytes(DATA), NOTHING)
+    await source.write(b"file", Held(DATA), NOTHING)
     item = await item_of(source)
     point = await interrupt(source, target, item)
 
@@ -178,7 +179,7 @@ async def test_interrupted_again_and_again(trees: list[LocalTree]) -> None:
 @pytest.mark.usefixtures("small_pieces")
 async def test_a_discarded_copy_leaves_nothing(trees: list[LocalTree]) -> None:
     source, target = trees
-    await source.write(b"file", Bytes(DATA), NOTHING)
+    await source.write(b"file", Held(DATA), NOTHING)
     point = await interrupt(source, target, await item_of(source))
     await discard(target, b"file", point)
     assert os.listdir(target.root.root) == []
@@ -189,7 +190,7 @@ async def test_the_source_changes_between_two_pieces(
     trees: list[LocalTree], small_pieces: None
 ) -> None:
     source, target = trees
-    await source.write(b"file", Bytes(DATA), NOTHING)
+    await source.write(b"file", Held(DATA), NOTHING)
     item = await item_of(source)
     changed = False
 
@@ -209,7 +210,7 @@ async def test_a_cloned_file_is_one_call(
     trees: list[LocalTree], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = trees
-    await source.write(b"file", Bytes(DATA), NOTHING)
+    await source.write(b"file", Held(DATA), NOTHING)
 
     def clone(to: int, of: int) -> None:
         os.pwrite(to, os.pread(of, len(DATA), 0), 0)
@@ -224,7 +225,7 @@ async def test_cancelled_within_a_piece(
     trees: list[LocalTree], small_pieces: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = trees
-    await source.write(b"file", Bytes(DATA), NOTHING)
+    await source.write(b"file", Held(DATA), NOTHING)
     reached, go_on = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
     real = Ways.copy
@@ -252,12 +253,12 @@ async def test_cancelled_within_a_piece(
 
 async def test_what_is_there_stays(trees: list[LocalTree]) -> None:
     source, target = trees
-    await source.write(b"file", Bytes(DATA), NOTHING)
-    old = await target.write(b"file", Bytes(b"old"), NOTHING)
+    await source.write(b"file", Held(DATA), NOTHING)
+    old = await target.write(b"file", Held(b"old"), NOTHING)
     item = await item_of(source)
     with pytest.raises(Exists):
         await copy_large(source, target, item, OPTIONS)
-    await target.write(b"file", Bytes(b"newer"), NOTHING)
+    await target.write(b"file", Held(b"newer"), NOTHING)
     with pytest.raises(Changed):
         await copy_large(source, target, item._replace(old=old), OPTIONS)
     assert await copied(target) == b"newer"
@@ -269,7 +270,7 @@ async def test_a_disk_that_fails_when_a_checkpoint_is_made(
     trees: list[LocalTree], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = trees
-    await source.write(b"file", Bytes(DATA), NOTHING)
+    await source.write(b"file", Held(DATA), NOTHING)
 
     def fail(_: int) -> None:
         raise OSError(5, "Input/output error")

@@ -37,9 +37,10 @@ from syncer.remotes.errors import (
     RemoteError,
     Unreachable,
 )
+from syncer.remotes.held import Held
 from syncer.steps import Step, StepKind
 from syncer.tree import ROOT, Metadata, Node, NodeKind
-from tests.syncer.tree_conformance import Bytes, listed
+from tests.syncer.tree_conformance import listed
 
 NOTHING = Metadata()
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -67,7 +68,7 @@ def ran(*command: str | bytes | os.PathLike[str]) -> subprocess.CompletedProcess
 
 
 async def test_a_root_that_vanished_is_unreachable(tree: LocalTree) -> None:
-    node = await tree.write(b"d/file", Bytes(b"x"), NOTHING)
+    node = await tree.write(b"d/file", Held(b"x"), NOTHING)
     root_of(tree).rename(root_of(tree).with_name("away"))
     for call in (
         lambda: listed(tree, ROOT),
@@ -75,7 +76,7 @@ async def test_a_root_that_vanished_is_unreachable(tree: LocalTree) -> None:
         lambda: tree.stat(ROOT),
         lambda: tree.stat(b"d/file"),
         lambda: tree.read(b"d/file", node, 0, 1),
-        lambda: tree.write(b"d/new", Bytes(b"x"), NOTHING),
+        lambda: tree.write(b"d/new", Held(b"x"), NOTHING),
         lambda: tree.delete(b"d/file", node),
     ):
         with pytest.raises(Unreachable):
@@ -100,10 +101,10 @@ async def test_a_single_file_is_a_tree_of_one_node(tmp_path: Path) -> None:
 
 async def test_lists_many_as_it_lists_one(tree: LocalTree) -> None:
     for name in (b"a/one", b"a/two", b"b/c/three", b"b/four"):
-        await tree.write(name, Bytes(name), NOTHING)
+        await tree.write(name, Held(name), NOTHING)
     await tree.symlink(b"b/link", b"four", NOTHING)
     deep = b"/".join([b"deep"] * 100)
-    await tree.write(deep + b"/file", Bytes(b"x"), NOTHING)
+    await tree.write(deep + b"/file", Held(b"x"), NOTHING)
     paths = [ROOT, b"a", b"b", b"b/c", b"gone", deep, b"a", b"b/four"]
     for path, found in zip(paths, await tree.list_many(paths, 3), strict=True):
         if path in {b"gone", b"b/four"}:
@@ -133,7 +134,7 @@ async def test_pages_of_a_large_directory(tree: LocalTree) -> None:
 
 async def test_nodes_say_all_that_lstat_says(tree: LocalTree) -> None:
     path = os.path.join(tree.root.root, b"file")
-    await tree.write(b"file", Bytes(b"x" * 5000), NOTHING)
+    await tree.write(b"file", Held(b"x" * 5000), NOTHING)
     os.chmod(path, 0o4711)
     os.utime(path, ns=(1, 1_234_567_890_123_456_789))
     os.link(path, path + b"2")
@@ -155,7 +156,7 @@ async def test_devices_owners_and_unknown_ones(tree: LocalTree) -> None:
         found = await tree.stat(b"device")
         assert (found.kind, found.rdev, found.uid, found.gid) == (kind, number, 4_000_000, 3)
         assert found.owner is None
-    await tree.write(b"file", Bytes(b"x"), Metadata(mode=0o6755, uid=1, gid=1))
+    await tree.write(b"file", Held(b"x"), Metadata(mode=0o6755, uid=1, gid=1))
     assert (await tree.stat(b"file")).mode == 0o6755  # not lost when it was given away
 
 
@@ -166,13 +167,13 @@ async def test_acls_and_attributes(tree: LocalTree, tmp_path: Path) -> None:
     wanted = {b"system.posix_acl_access": acl, b"user.x": b"\0\xff"}
     if os.geteuid() == 0:
         wanted |= {b"trusted.x": b"t"}
-    await tree.write(b"file", Bytes(b"x"), Metadata(mode=0o750, xattrs=wanted))
+    await tree.write(b"file", Held(b"x"), Metadata(mode=0o750, xattrs=wanted))
     assert await tree.xattrs(b"file") == wanted
     assert (await tree.stat(b"file")).mode == 0o750
     # What a directory gives to new files is not theirs if they came without.
     default = Metadata(xattrs={b"system.posix_acl_default": acl})
     await tree.mkdir(b"d", default)
-    await tree.write(b"d/file", Bytes(b"x"), Metadata(mode=0o600, xattrs={}))
+    await tree.write(b"d/file", Held(b"x"), Metadata(mode=0o600, xattrs={}))
     assert await tree.xattrs(b"d/file") == {}
 
 
@@ -263,13 +264,13 @@ async def test_no_race_leads_out_of_the_root(tree: LocalTree, tmp_path: Path) ->
     (root_of(tree) / "d" / "file").write_bytes(b"public")
     source = await LocalTree.open(os.fsencode(tmp_path / "source"))
     await source.mkdir(ROOT, NOTHING)
-    item_node = await source.write(b"file", Bytes(b"from source"), NOTHING)
+    item_node = await source.write(b"file", Held(b"from source"), NOTHING)
     kept = {each: each.read_bytes() for each in outside.iterdir()}
     with Swapper(root_of(tree), outside) as swapper:
         for number in range(150):
             for call in (
                 lambda: tree.stat(b"d/file"),
-                lambda n=number: tree.write(b"d/new%d" % n, Bytes(b"new"), Metadata(mode=0o666)),
+                lambda n=number: tree.write(b"d/new%d" % n, Held(b"new"), Metadata(mode=0o666)),
                 lambda: tree.set_metadata(b"d/victim", Metadata(mode=0o777)),
                 lambda n=number: tree.symlink(b"d/link%d" % n, b"x", NOTHING),
                 lambda n=number: tree.delete(b"d/new%d" % n, item_node),
@@ -295,7 +296,7 @@ async def test_no_race_leads_out_of_the_root(tree: LocalTree, tmp_path: Path) ->
 
 
 async def test_a_pipe_in_place_of_a_file_holds_nobody(tree: LocalTree) -> None:
-    node = await tree.write(b"file", Bytes(b"x"), NOTHING)
+    node = await tree.write(b"file", Held(b"x"), NOTHING)
     (root_of(tree) / "file").unlink()
     os.mkfifo(root_of(tree) / "file")
     with pytest.raises(Changed):
@@ -381,15 +382,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_full_disk_leaves_no_half_file(small_disk: Path, tmp_path: Path) -> None:
     target = await LocalTree.open(os.fsencode(small_disk))
-    await target.write(b"old", Bytes(b"old"), NOTHING)
+    await target.write(b"old", Held(b"old"), NOTHING)
     with pytest.raises(Full):
-        await target.write(b"old", Bytes(bytes(3 << 20)), NOTHING)
+        await target.write(b"old", Held(bytes(3 << 20)), NOTHING)
     source = await LocalTree.open(os.fsencode(tmp_path / "source"))
     await source.mkdir(ROOT, NOTHING)
     items = []
     for number in range(100):
         name = b"%d" % number
-        node = await source.write(name, Bytes(bytes([number]) * 30_000), NOTHING)
+        node = await source.write(name, Held(bytes([number]) * 30_000), NOTHING)
         items.append(CopyItem(name, name, node))
     outcomes = await copy_files(source, target, items, Options())
     good = {item.path for item, outcome in zip(items, outcomes, strict=True) if not outcome.error}
@@ -409,7 +410,7 @@ async def test_a_read_only_file_system_says_so(small_disk: Path) -> None:
     assert not tree.features.write
     assert "read-only" in tree.features.why_not
     with pytest.raises(Denied, match="Read-only"):
-        await tree.write(b"file", Bytes(b"x"), NOTHING)
+        await tree.write(b"file", Held(b"x"), NOTHING)
     await tree.close()
 
 

@@ -16,8 +16,9 @@ from syncer.local_tree import LocalTree
 from syncer.location import Location, LocationKind, absolute, parse, split
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.errors import BadUrl, Missing, Unsupported
+from syncer.remotes.held import Held
 from syncer.tree import ROOT, Metadata
-from tests.remotes.kinds import Content, machinery
+from tests.remotes.kinds import machinery
 from tests.servers.openssh import openssh
 
 HOME = b"/home/anna"
@@ -225,7 +226,7 @@ async def test_folders_of_a_server_are_made_when_they_are_written_into(tmp_path:
         for written, name in (("new/two/", b"a"), ("new/three/b", b"b")):
             async with open_ends(at(tmp_path / "a"), there(written), context) as ends:
                 assert (ends.file, ends.file_as) == (b"a", name)
-                await ends.destination.write(ends.file_as, Content(b"y"), Metadata())
+                await ends.destination.write(ends.file_as, Held(b"y"), Metadata())
     bridge.stop()
     assert os.listdir(tmp_path / "new" / "one") == []
     assert os.listdir(tmp_path / "new" / "two") == ["a"]

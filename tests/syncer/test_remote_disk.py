@@ -19,11 +19,11 @@ from syncer.portal import open_portal
 from syncer.remote_blocks import BLOCK_BYTES, Blocks
 from syncer.remote_disk import UPLOADS_MAX, pack_key
 from syncer.remotes.errors import Full, Missing, Unreachable
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.repository import Access, Repository
 from syncer.repository_lock import remove_locks
 from syncer.small_files import RemoteFiles
-from tests.remotes.kinds import Content
 from tests.syncer.repositories import Counted, blobs, holds, machine, opened, put, sound
 
 
@@ -263,7 +263,7 @@ async def test_a_pack_whose_end_is_lost_is_read_once(tmp_path: Path) -> None:
     first = min(sizes)
     remote = MemoryRemote(counted.server)
     entry, data = await remote.read_whole(b"packs/" + first, 1 << 20)
-    await remote.write(entry.key, Content(data[:-100]))
+    await remote.write(entry.key, Held(data[:-100]))
     shutil.rmtree(tmp_path / "cache")
     async with opened(here) as repository:
         await holds(repository, blobs(1, 14))
@@ -284,7 +284,7 @@ def test_blocks_are_the_bytes_of_the_pack(size: int, reads: list[tuple[int, int]
     async def main() -> None:
         server = MemoryServer()
         remote = MemoryRemote(server)
-        entry = await remote.write(pack_key(PackId(1)), Content(data))
+        entry = await remote.write(pack_key(PackId(1)), Held(data))
         async with open_portal() as portal:
             blocks = Blocks(remote, portal, pack_key, bytes_max=2 * BLOCK_BYTES)
             for offset, length in reads:
@@ -310,7 +310,7 @@ async def test_a_block_flies_once_however_many_wait() -> None:
 
     server = MemoryServer(wait)
     remote = MemoryRemote(server)
-    entry = await remote.write(pack_key(PackId(1)), Content(data))
+    entry = await remote.write(pack_key(PackId(1)), Held(data))
     begun = threading.Semaphore(0)
     results: list[bytes] = []
     async with open_portal() as portal:
@@ -341,7 +341,7 @@ async def test_a_failed_block_is_asked_for_again() -> None:
 
     server = MemoryServer(before)
     remote = MemoryRemote(server)
-    entry = await remote.write(pack_key(PackId(1)), Content(b"x" * 100))
+    entry = await remote.write(pack_key(PackId(1)), Held(b"x" * 100))
     async with open_portal() as portal:
         blocks = Blocks(remote, portal, pack_key)
         with pytest.raises(Unreachable):

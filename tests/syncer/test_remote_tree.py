@@ -15,13 +15,14 @@ from syncer.options import Mode, Options
 from syncer.plan import Plan, make_plan
 from syncer.remote_tree import RemoteTree, describe, mtime_text, parse_mtime
 from syncer.remotes.errors import Changed, Unsupported
+from syncer.remotes.held import Held
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.remote import Capabilities, Entry, Kind, PageSink
 from syncer.steps import Step, StepKind
 from syncer.tree import ROOT, Metadata, Node, NodeKind, Tree
 from tests.syncer import model
 from tests.syncer.remote_trees import RemoteKind
-from tests.syncer.tree_conformance import MTIME_NS, Bytes, listed
+from tests.syncer.tree_conformance import MTIME_NS, listed
 
 NO_FILTERS = Filters.parse([], now_ns=0)
 
@@ -140,8 +141,8 @@ async def test_what_was_a_symlink_is_replaced_only_while_it_is_one() -> None:
     old = await tree.stat(b"name")
     await tree.symlink(b"name", b"two", Metadata())
     with pytest.raises(Changed):
-        await tree.write(b"name", Bytes(b"x"), Metadata(), old=old)
-    await tree.write(b"name", Bytes(b"x"), Metadata(), old=await tree.stat(b"name"))
+        await tree.write(b"name", Held(b"x"), Metadata(), old=old)
+    await tree.write(b"name", Held(b"x"), Metadata(), old=await tree.stat(b"name"))
     assert (await tree.stat(b"name")).kind is NodeKind.FILE
 
 

@@ -12,10 +12,11 @@ import trio
 from syncer.local_files import LocalFiles
 from syncer.local_tree import LocalTree
 from syncer.options import Options
+from syncer.remotes.held import Held
 from syncer.steps import Step, StepKind, StepState, TakenStep
 from syncer.transfer_light import LightSteps
 from syncer.tree import ROOT, Metadata
-from tests.syncer.tree_conformance import Bytes, listed
+from tests.syncer.tree_conformance import listed
 
 NOTHING = Metadata()
 
@@ -38,11 +39,11 @@ def taken(steps: list[Step]) -> list[TakenStep]:
 async def test_what_is_done_and_what_is_left(trees: list[LocalTree]) -> None:
     source, target = trees
     await source.mkdir(b"d", Metadata(mode=0o751, mtime_ns=7, xattrs={b"user.x": b"1"}))
-    await target.write(b"old", Bytes(b"old"), NOTHING)
-    await target.write(b"changed", Bytes(b"was"), NOTHING)
-    await target.write(b"in the way", Bytes(b"stays"), NOTHING)
+    await target.write(b"old", Held(b"old"), NOTHING)
+    await target.write(b"changed", Held(b"was"), NOTHING)
+    await target.write(b"in the way", Held(b"stays"), NOTHING)
     there = await listed(target, ROOT)
-    await target.write(b"changed", Bytes(b"is now"), NOTHING)
+    await target.write(b"changed", Held(b"is now"), NOTHING)
     steps = [
         Step(StepKind.MKDIR, b"d"),
         Step(StepKind.MKDIR, b"d/e"),

@@ -15,10 +15,11 @@ from syncer.options import JobSpec, Mode, Options, Verb
 from syncer.remote_tree import RemoteTree
 from syncer.remotes.bridge import Bridge
 from syncer.remotes.errors import Missing
+from syncer.remotes.held import Held
 from syncer.steps import Step, StepKind, TakenStep
 from syncer.transfer_tidy import Tidy
 from syncer.tree import Metadata
-from tests.remotes.kinds import Content, find_kinds
+from tests.remotes.kinds import find_kinds
 from tests.syncer.remote_trees import server_of
 
 DEAD = "from syncer.local_parts import PartNames; print(PartNames().new().decode())"
@@ -96,7 +97,7 @@ async def listed(tree, path):
     return names
 
 
-class Watched(Content):
+class Watched(Held):
     """Looks at a folder while it is read."""
 
     def __init__(self, folder):
@@ -163,7 +164,7 @@ async def test_a_mirror_takes_no_part_for_a_stranger(name, bridge, tmp_path):
     dead = dead_name()
     left = {b"d/" + dead, b"d/" + FOREIGN, b"gone/" + dead}
     for key in left:
-        await remote.write(key, Content(b"half of it"))
+        await remote.write(key, Held(b"half of it"))
     (source / "d" / "file").write_text("more content")
     (source / "gone" / "file").unlink()
     (source / "gone").rmdir()

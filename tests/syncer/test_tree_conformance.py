@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from syncer.remotes.errors import Changed, Exists, Missing, NotEmpty, Unsupported
+from syncer.remotes.held import Held
 from syncer.tree import ROOT, Metadata, Node, NodeKind, Tree
 from tests.syncer.tree_conformance import (
     MTIME_NS,
-    Bytes,
     Endless,
     Failing,
     Sample,
@@ -154,7 +154,7 @@ async def test_paths_that_no_file_can_have(kind: TreeKind, tmp_path: Path) -> No
 @pytest.mark.parametrize("size", [0, 1, 70_000, len(LARGE)])
 async def test_writes_and_says_what_is_there(tree: Tree, size: int) -> None:
     data = LARGE[:size]
-    node = await tree.write(b"a/b/file", Bytes(data), Metadata(mtime_ns=MTIME_NS))
+    node = await tree.write(b"a/b/file", Held(data), Metadata(mtime_ns=MTIME_NS))
     found = await tree.stat(b"a/b/file")
     assert (node.name, node.size, node.kind) == (b"file", size, NodeKind.FILE)
     assert (found.size, found.mtime_ns, found.token) == (node.size, node.mtime_ns, node.token)
@@ -166,25 +166,25 @@ async def test_writes_and_says_what_is_there(tree: Tree, size: int) -> None:
 
 
 async def test_replaces_what_may_be_replaced(tree: Tree) -> None:
-    first = await tree.write(b"file", Bytes(b"first"), NOTHING)
+    first = await tree.write(b"file", Held(b"first"), NOTHING)
     with pytest.raises(Exists):
-        await tree.write(b"file", Bytes(b"other"), NOTHING, replace=False)
-    second = await tree.write(b"file", Bytes(b"the second"), NOTHING, old=first)
+        await tree.write(b"file", Held(b"other"), NOTHING, replace=False)
+    second = await tree.write(b"file", Held(b"the second"), NOTHING, old=first)
     assert await content(tree, b"file") == b"the second"
     with pytest.raises(Changed):
-        await tree.write(b"file", Bytes(b"late"), NOTHING, old=first)
+        await tree.write(b"file", Held(b"late"), NOTHING, old=first)
     assert await content(tree, b"file") == b"the second"
     with pytest.raises(Changed):
         await tree.read(b"file", first, 0, 5)
     await tree.delete(b"file", second)
     with pytest.raises(Changed):
-        await tree.write(b"file", Bytes(b"late"), NOTHING, old=second)
-    await tree.write(b"file", Bytes(b"new"), NOTHING, replace=False)
+        await tree.write(b"file", Held(b"late"), NOTHING, old=second)
+    await tree.write(b"file", Held(b"new"), NOTHING, replace=False)
     assert set(await listed(tree, ROOT)) == {b"file"}
 
 
 async def test_an_error_of_the_source_leaves_the_old_file(tree: Tree) -> None:
-    await tree.write(b"file", Bytes(b"old"), NOTHING)
+    await tree.write(b"file", Held(b"old"), NOTHING)
     for path in (b"file", b"new"):
         with pytest.raises(Failing.Broken):
             await tree.write(path, Failing(LARGE, 8 << 20), NOTHING)
@@ -193,7 +193,7 @@ async def test_an_error_of_the_source_leaves_the_old_file(tree: Tree) -> None:
 
 
 async def test_cancelled_writing_leaves_the_old_file(tree: Tree) -> None:
-    await tree.write(b"file", Bytes(b"old"), NOTHING)
+    await tree.write(b"file", Held(b"old"), NOTHING)
     endless = Endless(5 << 20)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tree.write, b"file", endless, NOTHING)
@@ -210,7 +210,7 @@ async def test_directories(tree: Tree) -> None:
     await tree.mkdir(b"a/b/c", NOTHING)
     assert (await tree.stat(b"a/b")).kind is NodeKind.DIRECTORY
     assert await listed(tree, b"a/b/c") == {}
-    await tree.write(b"a/file", Bytes(b"x"), NOTHING)
+    await tree.write(b"a/file", Held(b"x"), NOTHING)
     with pytest.raises(Exists):
         await tree.mkdir(b"a/file", NOTHING)
     with pytest.raises(NotEmpty):
@@ -220,8 +220,8 @@ async def test_directories(tree: Tree) -> None:
 
 
 async def test_deletes(tree: Tree) -> None:
-    await tree.write(b"one", Bytes(b"1"), NOTHING)
-    await tree.write(b"two", Bytes(b"2"), NOTHING)
+    await tree.write(b"one", Held(b"1"), NOTHING)
+    await tree.write(b"two", Held(b"2"), NOTHING)
     node = await tree.stat(b"one")
     await tree.delete(b"one", node)
     assert set(await listed(tree, ROOT)) == {b"two"}
@@ -230,8 +230,8 @@ async def test_deletes(tree: Tree) -> None:
 
 
 async def test_renames(tree: Tree) -> None:
-    await tree.write(b"a/file", Bytes(b"data"), NOTHING)
-    await tree.write(b"there", Bytes(b"already"), NOTHING)
+    await tree.write(b"a/file", Held(b"data"), NOTHING)
+    await tree.write(b"there", Held(b"already"), NOTHING)
     if not tree.features.rename:
         with pytest.raises(Unsupported):
             await tree.rename(b"a/file", b"new")
@@ -247,7 +247,7 @@ async def test_renames(tree: Tree) -> None:
 
 async def test_metadata(tree: Tree) -> None:
     wanted = Metadata(mode=0o640, mtime_ns=MTIME_NS)
-    await tree.write(b"file", Bytes(b"x"), wanted)
+    await tree.write(b"file", Held(b"x"), wanted)
     modes = {b"file": 0o640}
     if tree.features.directories:
         modes[b"dir"] = 0o750
@@ -272,10 +272,10 @@ async def test_metadata(tree: Tree) -> None:
 async def test_xattrs(tree: Tree) -> None:
     xattrs = {b"user.one": b"1", b"user.binary": bytes(range(256))}
     if not tree.features.xattrs:
-        await tree.write(b"file", Bytes(b"x"), NOTHING)
+        await tree.write(b"file", Held(b"x"), NOTHING)
         assert await tree.xattrs(b"file") == {}
         return
-    await tree.write(b"file", Bytes(b"x"), Metadata(xattrs=xattrs))
+    await tree.write(b"file", Held(b"x"), Metadata(xattrs=xattrs))
     assert await tree.xattrs(b"file") == xattrs
     await tree.set_metadata(b"file", Metadata(xattrs={b"user.two": b""}))
     assert await tree.xattrs(b"file") == {b"user.two": b""}
@@ -284,7 +284,7 @@ async def test_xattrs(tree: Tree) -> None:
 
 
 async def test_symlinks(tree: Tree) -> None:
-    await tree.write(b"file", Bytes(b"x"), Metadata(mtime_ns=MTIME_NS))
+    await tree.write(b"file", Held(b"x"), Metadata(mtime_ns=MTIME_NS))
     if not tree.features.symlinks:
         with pytest.raises(Unsupported):
             await tree.symlink(b"link", b"file", NOTHING)
@@ -310,7 +310,7 @@ async def test_symlinks(tree: Tree) -> None:
 
 
 async def test_hard_links(tree: Tree) -> None:
-    await tree.write(b"one", Bytes(b"shared"), NOTHING)
+    await tree.write(b"one", Held(b"shared"), NOTHING)
     if not tree.features.hard_links:
         with pytest.raises(Unsupported):
             await tree.hard_link(b"two", b"one")
@@ -321,7 +321,7 @@ async def test_hard_links(tree: Tree) -> None:
     assert nodes[0].link is not None
     assert nodes[0].link == nodes[1].link
     assert await content(tree, b"d/two") == b"shared"
-    await tree.write(b"other", Bytes(b"its own"), NOTHING)
+    await tree.write(b"other", Held(b"its own"), NOTHING)
     assert (await tree.stat(b"other")).link is None
     await tree.hard_link(b"other", b"one")  # in place of a file
     assert (await tree.stat(b"other")).link == nodes[0].link
@@ -345,7 +345,7 @@ async def test_specials(tree: Tree) -> None:
 async def test_holes(tree: Tree) -> None:
     data = bytes(1 << 20) + LARGE[: 1 << 20] + bytes(1 << 20) + b"end" + bytes((1 << 20) - 3)
     ranges = [(1 << 20, 1 << 20), (3 << 20, 3)]
-    node = await tree.write(b"file", Bytes(data), NOTHING, ranges=ranges)
+    node = await tree.write(b"file", Held(data), NOTHING, ranges=ranges)
     assert node.size == len(data)
     assert await content(tree, b"file") == data
     found = await tree.data_ranges(b"file", await tree.stat(b"file"))
@@ -356,6 +356,6 @@ async def test_holes(tree: Tree) -> None:
         data = data[:offset] + bytes(length) + data[offset + length :]
     if found is not None:
         assert not data.strip(b"\0"), "what is no data is zeros"
-    empty = await tree.write(b"all hole", Bytes(bytes(5000)), NOTHING, ranges=[])
+    empty = await tree.write(b"all hole", Held(bytes(5000)), NOTHING, ranges=[])
     assert empty.size == 5000
     assert await content(tree, b"all hole") == bytes(5000)

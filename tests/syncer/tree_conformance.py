@@ -23,28 +23,13 @@ from pathlib import Path
 
 import trio
 
+from syncer.remotes.held import Held
 from syncer.tree import Metadata, Node, NodeKind, Tree
 
 MTIME_NS = 1_600_000_000_123_456_789
 
 
-class Bytes:
-    """A Content."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        await trio.lowlevel.checkpoint()
-        assert 0 <= offset <= offset + length <= len(self.data)
-        return self.data[offset : offset + length]
-
-
-class Failing(Bytes):
+class Failing(Held):
     """A Content whose source breaks after some bytes."""
 
     class Broken(Exception):
@@ -60,7 +45,7 @@ class Failing(Bytes):
         return await super().read(offset, length)
 
 
-class Endless(Bytes):
+class Endless(Held):
     """A Content that says when it is read, and never answers."""
 
     def __init__(self, size: int) -> None:
@@ -88,7 +73,7 @@ async def put(tree: Tree, sample: Sample) -> None:
     """Make a sample by means of the tree itself."""
     match sample.kind:
         case NodeKind.FILE:
-            await tree.write(sample.path, Bytes(sample.data), sample.metadata)
+            await tree.write(sample.path, Held(sample.data), sample.metadata)
         case NodeKind.DIRECTORY:
             await tree.mkdir(sample.path, sample.metadata)
         case NodeKind.SYMLINK:

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import httpx
@@ -170,11 +171,15 @@ class Objects(Place):
         """Those below the prefix."""
 
 
-class S3Place(Objects):
-    """On SeaweedFS."""
+class HttpObjects(Objects):
+    """Objects that are asked for by plain requests, with their metadata in headers."""
 
-    def __init__(self, server: SeaweedFs, client: httpx.Client, prefix: str) -> None:
-        super().__init__("s3", prefix)
+    scheme: str
+    meta: str  # what the headers of metadata begin with
+    more: Mapping[str, str] = MappingProxyType({})  # headers of what is written
+
+    def __init__(self, server: SeaweedFs | Azurite, client: httpx.Client, prefix: str) -> None:
+        super().__init__(self.scheme, prefix)
         self._server = server
         self._client = client
 
@@ -183,12 +188,18 @@ class S3Place(Objects):
         return answer.raise_for_status()
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
-        headers = {f"x-amz-meta-{name}": value for name, value in metadata.items()}
-        self._ask("PUT", key, body=data, headers=headers)
+        headers = {f"{self.meta}{name}": value for name, value in metadata.items()}
+        self._ask("PUT", key, body=data, headers={**headers, **self.more})
 
     def get(self, key: str) -> tuple[bytes, str]:
         answer = self._ask("GET", key)
-        return answer.content, answer.headers.get("x-amz-meta-mtime", "")
+        return answer.content, answer.headers.get(f"{self.meta}mtime", "")
+
+
+class S3Place(HttpObjects):
+    """On SeaweedFS."""
+
+    scheme, meta = "s3", "x-amz-meta-"
 
     def keys(self) -> list[str]:
         asked = {"list-type": "2", "encoding-type": "url", "prefix": self.prefix}
@@ -197,25 +208,11 @@ class S3Place(Objects):
         return [urllib.parse.unquote_plus(key.text or "") for key in keys]
 
 
-class AzurePlace(Objects):
+class AzurePlace(HttpObjects):
     """On Azurite."""
 
-    def __init__(self, server: Azurite, client: httpx.Client, prefix: str) -> None:
-        super().__init__("az", prefix)
-        self._server = server
-        self._client = client
-
-    def _ask(self, method: str, key: str = "", **more: Any) -> httpx.Response:
-        answer = self._server.request(method, BUCKET, key, client=self._client, **more)
-        return answer.raise_for_status()
-
-    def put(self, key: str, data: bytes, metadata: Mapping[str, str]) -> None:
-        headers = {f"x-ms-meta-{name}": value for name, value in metadata.items()}
-        self._ask("PUT", key, body=data, headers={**headers, "x-ms-blob-type": "BlockBlob"})
-
-    def get(self, key: str) -> tuple[bytes, str]:
-        answer = self._ask("GET", key)
-        return answer.content, answer.headers.get("x-ms-meta-mtime", "")
+    scheme, meta = "az", "x-ms-meta-"
+    more = MappingProxyType({"x-ms-blob-type": "BlockBlob"})
 
     def keys(self) -> list[str]:
         asked = {"restype": "container", "comp": "list", "prefix": self.prefix}
