@@ -8,15 +8,18 @@ table is written after all records before it are durable, so an intact one vouch
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
+from blockstore.disk import DiskFile
 from blockstore.errors import StorageFailed
 from blockstore.ids import ChunkId, Location, PackId
 from blockstore.index import PackRow, PackState
 from blockstore.reader import PackFiles, Reader
 
-_PLACES_MAX = 32_768  # a generation; two of them are kept, about 20 MB when full
+# A generation, unless one table has more; two of them are kept, about 20 MB when full (of packs
+# of the smallest chunks 90).
+_PLACES_MAX = 32_768
 _TABLE_FROM = 4  # chunks of one pack asked for at once: then its table is read
 
 
@@ -36,6 +39,7 @@ class Seen:
         self._packs = packs
         self._trusted = trusted if trusted is not None else lambda _pack: False
         self._lock = threading.Lock()
+        self._reading = threading.Lock()  # of one table at a time: one takes up to 100 MB
         self._young: dict[ChunkId, Location] = {}
         self._old: dict[ChunkId, Location] = {}
 
@@ -65,14 +69,7 @@ class Seen:
                 continue
             try:
                 with self._files.using(pack) as file:
-                    listed: dict[ChunkId, Location] = {}
-                    if by_table:
-                        listed = {
-                            entry.id: entry.location(pack)
-                            for entry in self._reader.listed(file, pack)
-                            if entry.is_chunk
-                        }
-                        self._remember(listed)
+                    listed = self._listed(file, pack, places) if by_table else {}
                     seen.update(
                         (name, place)
                         for name, place in places
@@ -84,11 +81,27 @@ class Seen:
         self._remember(seen)
         return seen
 
+    def _listed(
+        self, file: DiskFile, pack: PackId, places: Sequence[tuple[ChunkId, Location]]
+    ) -> Mapping[ChunkId, Location]:
+        """Those of a pack's chunks that its table names, at least of `places`; remembered."""
+        with self._reading:  # who comes for the same pack meanwhile finds it read
+            known = {name: self.get(name) for name, _ in places}
+            found = {name: place for name, place in known.items() if place is not None}
+            if len(found) < len(places):
+                found = {
+                    entry.id: entry.location(pack)
+                    for entry in self._reader.listed(file, pack)
+                    if entry.is_chunk
+                }
+                self._remember(found)
+            return found
+
     def _remember(self, places: Mapping[ChunkId, Location]) -> None:
         with self._lock:
-            self._young.update(places)
-            if len(self._young) >= _PLACES_MAX:
+            if self._young and len(self._young) + len(places) > _PLACES_MAX:
                 self._old, self._young = self._young, {}
+            self._young.update(places)
 
     def forget(self, names: Iterable[ChunkId]) -> None:
         """Have these looked at again."""

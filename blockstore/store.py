@@ -8,6 +8,7 @@ Locks are taken in this order; none of ours is taken while one of the last line 
   sync lock           one fdatasync / seal / index batch at a time             (writer)
   append lock         end of the open pack, pending records                    (writer)
   index write lock    the writing SQLite connection                            (database)
+  tables lock         one table of a pack read at a time                       (seen)
   dedup, cache, pack files: short critical sections without I/O
 
 put() holds the append lock only during one pwritev; hashing, looking up and compressing run in

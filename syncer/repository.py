@@ -61,6 +61,7 @@ FORMAT_FILE = "repository.json"
 SNAPSHOTS_FOLDER = "snapshots"
 _OURS = {PACKS_FOLDER, SNAPSHOTS_FOLDER, LOCKS_FOLDER, STORE_FILE, f"{STORE_FILE}.part", "lock"}
 _REMOTE_PACK_BYTES = 32 << 20  # a sealed pack waits for its upload: half of a local one's
+_CACHE_BYTES = 16 << 20  # of decoded chunks: backups and restores need few of them twice
 _SLOTS_MAX = 16  # processes of this machine that use one repository at a time
 
 
@@ -271,7 +272,11 @@ class Repository:
             found = await _format(place)
             if found is None:
                 found = await _init(place, wanted) if create else await _known(place)
-            wanted = replace(wanted, chunker=found.chunker)
+            wanted = replace(
+                wanted,
+                chunker=found.chunker,
+                cache_bytes_max=min(wanted.cache_bytes_max, _CACHE_BYTES),
+            )
             lock = await stack.enter_async_context(hold_lock(place.files, access, place.label))
             portal = await stack.enter_async_context(open_portal())
             if lock is not None:
