@@ -239,7 +239,7 @@ async def _open_local(location: Location, context: Context, options: Options) ->
 
 
 async def _open_snapshot(location: Location, context: Context, stack: AsyncExitStack) -> Tree:
-    from syncer.catalogue import select
+    from syncer.catalogue import LATEST, select
     from syncer.repository import Access, Repository
     from syncer.snapshot_tree import SnapshotTree
 
@@ -258,7 +258,8 @@ async def _open_snapshot(location: Location, context: Context, stack: AsyncExitS
             f"{location}: in which repository? Write repo:LOCATION#{location.snapshot}, "
             "or name it with --repo"
         )
-    snapshot = select((await catalogue.list()).snapshots, location.snapshot)
+    known = (await catalogue.list()).snapshots
+    snapshot = select(known, location.snapshot)
     tree = SnapshotTree(
         store,
         snapshot.root,
@@ -269,5 +270,8 @@ async def _open_snapshot(location: Location, context: Context, stack: AsyncExitS
     try:
         await tree.stat(ROOT)
     except Missing:
-        raise Missing(f"{location}: there is no such path in {snapshot.name}") from None
+        tag = os.fsdecode(location.path)
+        meant = location.snapshot == LATEST and any(tag in each.tags for each in known)
+        hint = f"; the newest with that tag is {LATEST}:{tag}:" if meant else ""
+        raise Missing(f"{location}: there is no such path in {snapshot.name}{hint}") from None
     return tree

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from syncer.remotes.errors import Missing
+from syncer.remotes.errors import Missing, Unsupported
 from syncer.remotes.held import Held
 from syncer.remotes.local import system_errors
 from syncer.remotes.remote import Kind, Page, Remote
@@ -121,6 +121,8 @@ class LocalFiles:
     def _names(path: Path) -> list[str]:
         with contextlib.suppress(Missing), system_errors(bytes(path)):
             return [each.name for each in path.iterdir() if not each.name.startswith(".orbit-")]
+        if path.is_file():
+            raise Unsupported(f"{path} is a file: name a folder")
         return []
 
     async def delete(self, name: str) -> None:

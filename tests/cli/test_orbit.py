@@ -188,7 +188,12 @@ def test_backup_and_restore(orbit, source, tmp_path):
     assert [each["name"] for each in shown[1:]] == ["f"]
     changed = lines(orbit("snapshots", "diff", "first", "second", "--repo", "repo", "--json"))
     assert {"path": "d/f", "change": "content"} in changed
-    orbit("restore", "latest:nightly", "back", "--repo", "repo", code=2)  # what is meant?
+    meant = orbit("restore", "latest:nightly", "back", "--repo", "repo", code=2)
+    assert "that tag is latest:nightly:" in meant.stdout + meant.stderr
+    orbit("restore", "latest:nightly:d", "tagged", "--repo", "repo")
+    assert (tmp_path / "tagged" / "f").read_text() == "content"
+    no_folder = orbit("backup", source, source / "d" / "f", code=2)
+    assert "is a file: name a folder" in no_folder.stdout + no_folder.stderr
     orbit("restore", "first", "back", "--repo", "repo")
     assert (tmp_path / "back" / "d" / "f").read_text() == "content"
     orbit("restore", "second:d", "part", "--repo", "repo")
