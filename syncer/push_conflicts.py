@@ -38,7 +38,7 @@ class Conflicts:
         """
         now = await self._push.look(goal)
         if change.kind is NodeKind.FILE and now is not None and await self._same(change, now):
-            if change.moved and change.key is not None:
+            if change.moved and change.key is not None and not await self._push.look(change.key):
                 await self._push.side.forget(self._push.opened, change.key)
             return await self._files.settle(change, goal, now, "found there")
         if change.kind is NodeKind.SYMLINK and now is not None and now.target == change.target:

@@ -6,7 +6,7 @@ from syncer.events import shown
 from syncer.options import OnConflict
 from syncer.push_changes import Change, Gone
 from syncer.push_deletions import Deletions
-from syncer.push_plan import Act, attributes_of, decide, expected, is_as_seen, is_state
+from syncer.push_plan import Act, attributes_of, decide, expected, is_as_seen, is_state, was_renamed
 from syncer.push_run import Conflict, PushRun
 from syncer.remotes.errors import Changed, Exists, Missing, Unsupported
 from syncer.remotes.remote import Attributes, Entry, Kind, Version
@@ -72,11 +72,9 @@ class Files:
                 renamed = await self._rename(change, goal)
                 if renamed is None:
                     return await self.write(change, goal, expected(change))
-                if change.written:
-                    return await self.write(change, goal, renamed.version)
                 return await self.settle(change, goal, renamed, "renamed")
             case _:
-                return await self.write(change, goal, expected(change))
+                return await self.write(change, goal, await self._written_over(change, goal))
 
     async def _without_link(self, change: Change, replaces: Gone) -> Change:
         """A symlink that was seen where a file is to be goes first."""
@@ -119,6 +117,16 @@ class Files:
         )
         return await self.settle(change, goal, entry, "written")
 
+    async def _written_over(self, change: Change, goal: bytes) -> Version | None:
+        """The version that is to be at the goal; None: nothing."""
+        if change.moved and self._push.can.rename:
+            assert change.key is not None
+            source, target = await self._push.look(change.key), await self._push.look(goal)
+            if target is not None and was_renamed(change, source, target):
+                await self._push.side.forget(self._push.opened, change.key)
+                return target.version
+        return expected(change)
+
     async def _rename(self, change: Change, goal: bytes) -> Entry | None:
         """Rename at the remote; None: what it is based on is not there any more as it was seen.
 
@@ -126,9 +134,9 @@ class Files:
         """
         assert change.key is not None
         source, target = await self._push.look(change.key), await self._push.look(goal)
-        if source is None and target is not None and is_state(target, change.version):
+        if was_renamed(change, source, target):
             await self._push.side.forget(self._push.opened, change.key)
-            return target  # by a push that was cut off
+            return target
         if target is not None and change.replaces is None:
             raise Exists("the remote has a file of this name, which was not seen here")
         if target is not None and not is_as_seen(change.replaces or Gone(goal, None), target):

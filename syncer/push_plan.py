@@ -16,7 +16,7 @@ class Act(enum.Enum):
     """What is done at the remote."""
 
     WRITE = "write"  # the file whole, under its goal
-    RENAME = "rename"  # what it is based on becomes the goal; then its content, where that differs
+    RENAME = "rename"  # what it is based on becomes the goal
     ATTRIBUTES = "attributes"
     SYMLINK = "symlink"
     MKDIR = "mkdir"  # or, where there are no directories, nothing
@@ -59,7 +59,7 @@ def _decide_file(change: Change, capabilities: Capabilities, options: Options) -
         return Decision(Act.ATTRIBUTES, "attributes changed")
     if change.key is None:
         return Decision(Act.WRITE, "replaced" if change.replaces is not None else "new")
-    if capabilities.rename and change.names == 1:
+    if capabilities.rename and change.names == 1 and not change.written:
         return Decision(Act.RENAME, "renamed")
     return Decision(Act.WRITE, "renamed" if change.names == 1 else "one more name")
 
@@ -107,6 +107,11 @@ def is_state(entry: Entry, version: Version | None) -> bool:
     if version.etag and entry.etag:
         return version.etag == entry.etag
     return entry.version == version
+
+
+def was_renamed(change: Change, source: Entry | None, target: Entry | None) -> bool:
+    """Whether a push that was cut off has renamed what a moved file is based on."""
+    return source is None and target is not None and is_state(target, change.version)
 
 
 def in_conflict(change: Change, now: Entry | None) -> bool:

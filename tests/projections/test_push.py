@@ -429,3 +429,24 @@ async def test_what_was_reverted_is_not_deleted_by_a_push(tmp_path):
         assert (await world.push()).deleted == 0
         assert await tree_of(world.remote) == there
         assert (await world.here())[b"d/x"] == b"X"
+
+
+@pytest.mark.parametrize("cut", ["write", "done"])
+async def test_what_was_moved_and_changed_needs_its_base_until_it_is_pushed(tmp_path, cut):
+    """Of the base nothing is here: it is read while the file is written under its new name."""
+    async with pushed(OsDisk(), FILES, folder=tmp_path) as world:
+        await world.move(b"r/a", b"r/d/a")
+        await world.patch(b"r/d/a", 3, b"patched")
+
+        async def dies(op: str) -> None:
+            if op == "push_done":
+                raise Unreachable("away")
+
+        if cut == "done":
+            world.door.before = dies
+            await world.push()
+            world.door.before = None
+            assert (await tree_of(world.remote))[b"d/a"] == b"AAApatched"
+        shown = await world.here()
+        assert b"a" not in shown
+        await settled(world, await world.push(), after=shown)
