@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from blockstore.ids import ChunkId
 from blockstore.store import BlockStore
 from ghostd.cache_keeper import PinnedBlocks
+from ghostd.inodes import FLAG_PINNED
 from ghostd.projection import Projection
 from ghostd.projection_facade import Evicted, Unpinned
 from ghostd.remote_rows import PART_BLOCKS
@@ -122,6 +123,10 @@ class Evictor:
         found, walk = tops, Walk(self._tree, tops)
         while found:
             for entry in found:
+                if entry.is_dir and entry.flags & FLAG_PINNED:
+                    inode = self._tree.inode(entry.ino)
+                    inode.flags &= ~FLAG_PINNED
+                    self._tree.touch(inode)
                 row = self._tree.remote.versions.get(entry.base) if entry.base else None
                 if row is not None and row.pinned:
                     self._tree.remote.versions.set(entry.base, row._replace(pinned=0))

@@ -35,7 +35,7 @@ from ghostd.errors import (
     TooManyLinks,
 )
 from ghostd.filemap import SIZE_MAX
-from ghostd.inodes import FLAG_LOCAL, FLAG_XATTRS, ROOT_INO, Inode
+from ghostd.inodes import FLAG_LOCAL, FLAG_PINNED, FLAG_XATTRS, ROOT_INO, Inode
 from ghostd.orbit_xattrs import PREFIX
 from ghostd.push_gone import note_gone
 from ghostd.reader import Reader
@@ -271,6 +271,8 @@ class Filesystem:
             projection=directory.projection,
         )
         self._change(inode)
+        if is_dir:
+            inode.flags |= directory.flags & FLAG_PINNED
         if default is not None:
             if not acl.minimal(access):
                 self.tree.set_xattr(inode, acl.ACCESS, acl.encode(access))

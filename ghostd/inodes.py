@@ -27,6 +27,7 @@ INODE_COLUMNS = (
 
 FLAG_XATTRS = 1  # the inode has extended attributes
 FLAG_LOCAL = 2  # in a projection: made or changed here, so that a listing leaves it alone
+FLAG_PINNED = 4  # of a directory of a projection: what comes into it is pinned
 
 
 class Inode:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import trio
 
 from ghostd.errors import StaleHandle
-from ghostd.inodes import FLAG_LOCAL, FLAG_XATTRS, Inode, LookupCounts
+from ghostd.inodes import FLAG_LOCAL, FLAG_PINNED, FLAG_XATTRS, Inode, LookupCounts
 from ghostd.projection import Projection, show_as_was
 from ghostd.remote_names import local_name
 from ghostd.remote_rows import DirRow, VersionRow
@@ -162,12 +162,16 @@ class ListedEntries:
             show_as_was(tree, inode, exact)
         if entry.atime_ns is not None:
             inode.atime_ns = entry.atime_ns
+        pinned = directory.flags & FLAG_PINNED
         if is_dir:
+            inode.flags |= pinned
             tree.remote.dirs.set(inode.ino, DirRow(entry.key, 0))
         elif entry.kind is Kind.FILE:
             inode.base = inode.ino
             inode.size = inode.base_end = entry.size
-            tree.remote.versions.set(inode.ino, _version_row(entry))
+            tree.remote.versions.set(
+                inode.ino, _version_row(entry)._replace(pinned=int(bool(pinned)))
+            )
         return inode
 
     def _linked(self, projection: Projection, entry: Entry) -> Inode | None:

@@ -44,8 +44,13 @@ class ListingWalk:
         *,
         visit: Callable[[Seen], Awaitable[None]],
         failed: Callable[[Seen, OrbitError], None],
+        entered: Callable[[Seen], None] = lambda _: None,
     ) -> None:
-        """`visit` is called with anything but directories, `failed` with unlisted directories."""
+        """`visit` is called with anything but directories, `failed` with unlisted directories.
+
+        `entered` with those that have been listed.
+        """
+        self._entered = entered
         self._tree = tree
         self._listings = listings
         self._visit = visit
@@ -83,8 +88,10 @@ class ListingWalk:
         stack = [(top, 0)]
         while stack:
             directory, after = stack.pop()
-            if not after and not await self._listed(directory):
-                continue
+            if not after:
+                if not await self._listed(directory):
+                    continue
+                self._entered(directory)
             page = entries_page(self._tree, directory, after, self._tree.next_cookie)
             await trio.lowlevel.checkpoint()
             if not page:

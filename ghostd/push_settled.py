@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ghostd.errors import StaleHandle
-from ghostd.inodes import FLAG_LOCAL, Inode
+from ghostd.inodes import FLAG_LOCAL, FLAG_PINNED, Inode
 from ghostd.invalidator import Invalidator
 from ghostd.projection import Projection
 from ghostd.push_directories import PushDirectories, goal_of, settle
@@ -69,7 +69,7 @@ class Settling:
             row = None
         if parent and (tree.find(parent, name) or (0, 0))[1] != ino:
             if row is not None and inode.nlink == 1:
-                self._rebase(inode, row)
+                self._rebase(inode, row, parent)
                 tree.touch(inode)
             return False
         settle(tree, number, key, parent, name)
@@ -77,7 +77,7 @@ class Settling:
         clean = unchanged and self._all_names(inode, parent, name, key, row, head["token"])
         old = tree.remote.versions.get(inode.base) if inode.base else None
         if row is not None and (inode.nlink == 1 or old is None or old.key == key):
-            self._rebase(inode, row)
+            self._rebase(inode, row, parent)
         if clean:
             inode.flags &= ~FLAG_LOCAL
             projection.conflicts.discard(ino)
@@ -132,7 +132,7 @@ class Settling:
                 settle(self._tree, inode.projection, goal, above, each)
         return True
 
-    def _rebase(self, inode: Inode, row: VersionRow) -> None:
+    def _rebase(self, inode: Inode, row: VersionRow, parent: int) -> None:
         """Let the file show what the remote has now, below what was written here.
 
         As far as the old base shows, the new version has the same bytes at the same place: nothing
@@ -142,6 +142,8 @@ class Settling:
         old = remote.versions.get(inode.base) if inode.base else None
         if old is not None:
             row = row._replace(pinned=old.pinned)
+        elif parent and self._tree.inode(parent).flags & FLAG_PINNED:
+            row = row._replace(pinned=1)
         if inode.base != inode.ino:
             inode.base, inode.base_end, inode.base_holes = inode.ino, 0, 0
         remote.versions.set(inode.ino, row)

@@ -21,7 +21,7 @@ CREATE TABLE inodes(
     btime_ns   INTEGER NOT NULL,     -- created
     parent     INTEGER NOT NULL,     -- directories: the one above; else 0
     children   INTEGER NOT NULL,     -- directories: how many entries; else 0
-    flags      INTEGER NOT NULL,     -- 1: has rows in xattrs; 2: in a projection, and changed here
+    flags      INTEGER NOT NULL,     -- 1: has rows in xattrs; 2: in a projection, and changed here; 4: its new files are pinned
     target     BLOB,                 -- symlinks: where to
     projection INTEGER NOT NULL DEFAULT 0, -- in which one it lies; 0: in none
     base       INTEGER NOT NULL DEFAULT 0, -- versions.id whose bytes show through holes; 0: none

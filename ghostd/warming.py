@@ -22,6 +22,7 @@ from blockstore.store import BlockStore
 from ghostd.facade import printable_path
 from ghostd.fetch_plan import Priority
 from ghostd.fetcher import Fetcher
+from ghostd.inodes import FLAG_PINNED
 from ghostd.listing_walk import ListingWalk, look_up
 from ghostd.listings import Listings
 from ghostd.projection import Projection
@@ -227,6 +228,7 @@ class Works:
                 self._listings,
                 visit=visit,
                 failed=lambda directory, error: work.failed(directory.path, error),
+                entered=lambda directory: self._pin_directory(work, directory),
             )
             await walk.run(tops)
             work.listed = True
@@ -268,6 +270,14 @@ class Works:
                 file.windows += 1
                 nursery.start_soon(self._fetch, work, file, projection, entry, row, window)
         self._one_less(work, file)
+
+    def _pin_directory(self, work: Work, entry: Seen) -> None:
+        """What comes into it from now on is pinned, too."""
+        if work.kind == "pin" and entry.projection and still_there(self._tree, entry):
+            inode = self._tree.inode(entry.ino)
+            if not inode.flags & FLAG_PINNED:
+                inode.flags |= FLAG_PINNED
+                self._tree.touch(inode)
 
     async def _missing(
         self, work: Work, entry: Seen, part: int, numbers: range, size: int

@@ -13,6 +13,7 @@ from blockstore.disk import OsDisk
 from blockstore.options import FetchedOptions
 from ghostd import push_release
 from ghostd.filesystem import AttributeChanges
+from ghostd.inodes import FLAG_PINNED
 from syncer.remotes.memory import MemoryRemote, MemoryServer
 from syncer.remotes.remote import Kind
 from tests.ghostd.crashes import abandon, only_the_crash
@@ -161,6 +162,24 @@ async def test_what_was_not_pushed_or_is_pinned_or_has_several_names_stays_ours(
         for name in (b"pinned", b"two", b"local"):
             found = await world.look(b"r/" + name)
             assert found.allocated == found.size > 0
+
+
+async def test_what_is_made_in_a_pinned_directory_stays(tmp_path):
+    """As editors save: a new file takes the name of the old one."""
+    async with pushed(OsDisk(), {b"d": None, b"d/f": b"before"}, folder=tmp_path) as world:
+        directory = await world.look(b"r/d")
+        directory.flags |= FLAG_PINNED
+        world.tree.touch(directory)
+        await world.mkdir(b"r/d/new")
+        await world.put(b"r/d/new/g", b"in a new directory")
+        await world.put(b"r/d/.f.new", b"after")
+        await world.move(b"r/d/.f.new", b"r/d/f")
+        await world.push()
+        await world.nothing_cached()
+        asked = reads(world)
+        assert await world.content(b"r/d/f") == b"after"
+        assert await world.content(b"r/d/new/g") == b"in a new directory"
+        assert asked == []
 
 
 async def test_a_file_that_is_large_for_the_cache_leaves_the_rest_of_it_alone(tmp_path):

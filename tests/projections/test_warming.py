@@ -103,6 +103,30 @@ async def test_pins_are_marked_before_they_are_fetched_and_follow_new_versions()
 
 
 @jumping
+async def test_what_appears_later_in_a_pinned_directory_is_pinned() -> None:
+    s = Setting()
+    await s.put(b"d/a", b"a")
+    await s.put(b"e/a", b"a")
+    async with tooled(s, ttl_s=10.0) as tools:
+        await tools.fetch("pin", b"/r/d")
+        for key in (b"d/b", b"d/new/c", b"e/b"):
+            await s.put(key, key)
+        s.clock.now += 11 * 10**9
+        for directory in (b"/r", b"/r/d", b"/r/d/new", b"/r/e"):
+            await tools.world.names(directory)
+        assert (await tools.residency(b"/r/d")).pinned_files == 3
+        assert (await tools.residency(b"/r/e")).pinned_files == 0
+        await tools.evictor.unpin([b"/r/d/new"])
+        for key in (b"d/c", b"d/new/d"):
+            await s.put(key, key)
+        s.clock.now += 11 * 10**9
+        for directory in (b"/r/d", b"/r/d/new"):
+            await tools.world.names(directory)
+        assert (await tools.residency(b"/r/d/new")).pinned_files == 0
+        assert (await tools.residency(b"/r/d")).pinned_files == 3
+
+
+@jumping
 async def test_a_stop_ends_a_work_at_once_also_when_the_remote_is_silent() -> None:
     s = Setting()
     await tree(s)
