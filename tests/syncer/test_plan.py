@@ -190,14 +190,6 @@ async def local(root: Path) -> LocalTree:
     return await LocalTree.open(os.fsencode(root), durable=False)
 
 
-@pytest.fixture
-def roots(tmp_path: Path) -> tuple[Path, Path]:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    return source, target
-
-
 async def mirrored(roots: tuple[Path, Path], options: Options) -> tuple[Plan, list[Step]]:
     """Carry out a plan between two folders; what is left to do afterwards."""
     trees = await local(roots[0]), await local(roots[1])

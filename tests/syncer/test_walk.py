@@ -164,14 +164,6 @@ async def local(root: Path) -> LocalTree:
     return await LocalTree.open(os.fsencode(root), durable=False)
 
 
-@pytest.fixture
-def roots(tmp_path: Path) -> tuple[Path, Path]:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    return source, target
-
-
 def kept(events: Sequence[Event]) -> dict[bytes, bool]:
     return {event.path: event.kept for event in events if isinstance(event, Pair)}
 
