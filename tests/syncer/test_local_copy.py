@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
+import resource
 import shutil
 import stat
 import struct
@@ -14,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,7 +25,7 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from syncer import linux, local_bytes
+from syncer import linux, local_bytes, local_copy
 from syncer.local_bytes import Method, Ways
 from syncer.local_copy import CopyItem, NewFile, copy_files, write_files
 from syncer.local_large import copy_large
@@ -283,8 +286,15 @@ def target_path(tree: LocalTree) -> Path:
     return Path(os.fsdecode(tree.root.root))
 
 
-async def test_a_batch_of_many_in_one_go(trees: list[LocalTree]) -> None:
+@pytest.mark.parametrize("served", [False, True])
+async def test_a_batch_of_many_in_one_go(
+    trees: list[LocalTree], served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one thread where the system answers from memory, in several where a server does."""
     source, target = trees
+    monkeypatch.setattr(local_copy, "is_served", lambda _: served)
+    # Nor does any disk read, whatever others do to this machine's memory.
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_inblock=0))
     files = [
         NewFile(b"d%d/%d" % (number % 70, number), b"%d" % number, len(b"%d" % number), NOTHING)
         for number in range(500)
@@ -298,7 +308,23 @@ async def test_a_batch_of_many_in_one_go(trees: list[LocalTree]) -> None:
         for path in [b"d%d/%s" % (number, node.name)]
     ]
     assert len(items) == 500
-    assert all(not outcome.error for outcome in await copy_files(source, target, items, Options()))
+    threads: set[int] = set()
+    calls, real = itertools.count(), Ways.copy
+    expected = local_copy._THREADS if served else 1
+    all_there = threading.Barrier(expected)
+
+    def copy(self: Ways, *args: Any) -> Method:
+        mine = threading.get_ident()
+        if next(calls) >= local_copy._TRIAL and mine not in threads:
+            threads.add(mine)
+            all_there.wait(60)
+        return real(self, *args)
+
+    monkeypatch.setattr(Ways, "copy", copy)
+    with only(Method.COPY_FILE_RANGE):
+        outcomes = await copy_files(source, target, items, Options())
+    assert all(not outcome.error for outcome in outcomes)
+    assert len(threads) == expected
     for number, nodes in enumerate(listings):
         folder = target_path(target) / f"d{number}"
         assert {each.name: each.read_bytes() for each in folder.iterdir()} == {
