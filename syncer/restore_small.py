@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 import trio
 
+from blockstore.disk import DIRECT_WRITE_FROM
 from blockstore.ids import ChunkId
 from syncer.local_batch import Batch, CopyOutcome, Place
 from syncer.local_bytes import Method
@@ -26,7 +27,7 @@ from syncer.local_nodes import apply, read_xattrs
 from syncer.local_root import Directories
 from syncer.recipes import Extent
 from syncer.remotes.errors import RemoteError
-from syncer.restore_bytes import write_extents
+from syncer.restore_bytes import past_the_cache, write_extents
 from syncer.restore_large import LATER, PART_BYTES
 from syncer.restore_source import RestoreSource
 from syncer.steps import StepResult, StepState, TakenStep
@@ -215,7 +216,11 @@ class SmallFiles:
         self, file: _File, chunks: Mapping[ChunkId, bytes], mode: int, handle: int
     ) -> CopyOutcome:
         new = self._made(file.path, mode, handle)
-        written = write_extents(handle, file.extents, chunks)
+        if self._source.durable and file.entry.size >= DIRECT_WRITE_FROM:
+            with past_the_cache(handle) as direct:
+                written = write_extents(handle, file.extents, chunks, direct)
+        else:
+            written = write_extents(handle, file.extents, chunks)
         if file.entry.size > (sum(file.extents[-1][:2]) if file.extents else 0):
             os.ftruncate(handle, file.entry.size)  # a hole at the end
         metadata = self._source.metadata(file.node, file.entry)
