@@ -6,10 +6,21 @@ import sys
 
 import pytest
 
+from ghostd.jobs_facade import JobControl
+from syncer.jobs import Jobs
 from tests.api.conftest import control, server, socket_path  # noqa: F401  fixtures
 
 # A shell starts what runs in its background without SIGINT, and programs pass that on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def jobs(control, tmp_path):  # noqa: F811
+    """The daemon's jobs; nobody carries them out."""
+    jobs = Jobs.open(tmp_path / "jobs.db")
+    control.jobs = JobControl(jobs, lambda: None, tmp_path / "audit")
+    yield jobs
+    jobs.close()
 
 
 @pytest.fixture

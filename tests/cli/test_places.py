@@ -8,16 +8,6 @@ from click.testing import CliRunner
 from cli import orbit_session
 from cli.orbit import main as orbit
 from cli.places import snapshot
-from ghostd.jobs_facade import JobControl
-from syncer.jobs import Jobs
-
-
-@pytest.fixture
-def jobs(control, tmp_path):
-    jobs = Jobs.open(tmp_path / "jobs.db")
-    control.jobs = JobControl(jobs, lambda: None, tmp_path / "audit")
-    yield jobs
-    jobs.close()
 
 
 @pytest.mark.parametrize(
