@@ -1,7 +1,7 @@
 """The bytes of restored files: written where extents say, and read back. Blocks: for threads.
 
 Long runs go past the page cache, as the store's own writes do: 1 GiB took 3.6 CPU seconds through
-it, more than half of them for pages that nobody is about to read, and takes 1.9 past it.
+it, half of them for pages that nobody is about to read, and takes 2.2 past it.
 """
 
 from __future__ import annotations
