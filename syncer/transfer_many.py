@@ -8,7 +8,7 @@ again and says what is wrong.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import trio
@@ -24,6 +24,7 @@ from syncer.transfer_steps import wanted_metadata
 from syncer.tree import Features, Tree, Whole
 
 SMALL_BYTES_MAX: Final = 1 << 20  # larger ones have a progress of their own
+_LIMITED_STEPS: Final = 16  # in a batch that waits for bandwidth
 
 _LATER: Final = (*TRANSIENT, Changed, Exists, Full)
 
@@ -65,15 +66,22 @@ class ManyMover:
         meter: Meter,
         *,
         take: Pass | None = None,
+        limited: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`take` waits for bandwidth."""
+        """`take` waits for bandwidth; `limited`: whether it does."""
         self._source = source
         self._target = target
         self._options = options
         self._meter = meter
         self._take = take
-        self.steps_max = target.steps_max
+        self._limited = limited
         self.bytes_max = target.bytes_max
+
+    @property
+    def steps_max(self) -> int:
+        """See Mover. What waits for bandwidth shows that it moves."""
+        most = self._target.steps_max
+        return min(_LIMITED_STEPS, most) if self._limited() else most
 
     async def move(self, taken: Sequence[TakenStep]) -> list[StepResult | None]:
         """See Mover. What is to be verified is left to the way of single steps, which does it."""

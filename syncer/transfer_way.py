@@ -122,7 +122,14 @@ def _through_the_door(run: Run, ends: Ends) -> Mover | None:
         from syncer.transfer_writers import EachWriter
 
         writer = EachWriter(target)
-    mover = ManyMover(source, writer, run.options, run.meter, take=run.limit.take)
+    mover = ManyMover(
+        source,
+        writer,
+        run.options,
+        run.meter,
+        take=run.limit.take,
+        limited=lambda: run.limit.limited,
+    )
     return mover if not isinstance(target, DoorTree) else _cloning(run, source, target, mover)
 
 
