@@ -97,7 +97,7 @@ def report_lines(report: Answer, *, verbose: bool = False) -> Iterator[str]:
         line = f"  {size(report['bytes_moved'])} {would}moved"
         if report["bytes_saved"]:
             line += f", {size(report['bytes_saved'])} not moved: shared, or there already"
-        if report["seconds"] > 0 and not report["dry_run"]:
+        if report["bytes_moved"] and report["seconds"] > 0 and not report["dry_run"]:
             line += f"; {size(report['bytes_moved'] / report['seconds'])}/s"
         yield line + f"; took {duration(report['seconds'])}"
     if report["files_equal"]:
