@@ -33,8 +33,8 @@ from syncer.remotes.object_options import (
     split_metadata,
     yes_or_no,
 )
-from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
-from syncer.remotes.object_store import Condition, Listed, ObjectInfo, TooLarge
+from syncer.remotes.object_reads import NO_RETRIES, client_options, get_by_etag
+from syncer.remotes.object_store import Condition, Listed, ObjectInfo
 from syncer.remotes.objects import ObjectRemote
 from syncer.remotes.remote import Data, Remote
 from syncer.remotes.url import RemoteUrl, check_options
@@ -161,9 +161,9 @@ class _Container:
         return Listed(objects, prefixes, root.findtext("NextMarker") or "")
 
     async def head(self, key: bytes) -> ObjectInfo:
-        return self._info(key, await self.http.send(self.request("HEAD", key), self.place(key)))
+        return self.info_of(key, await self.http.send(self.request("HEAD", key), self.place(key)))
 
-    def _info(self, key: bytes, answer: Answer) -> ObjectInfo:
+    def info_of(self, key: bytes, answer: Answer) -> ObjectInfo:
         headers = answer.headers
         length = headers.get("content-range", "").rpartition("/")[2] or headers.get(
             "content-length", ""
@@ -197,26 +197,9 @@ class _Container:
     async def get(
         self, key: bytes, etag: str, start: int, end: int | None, size_max: int
     ) -> tuple[ObjectInfo, Data]:
-        place = self.place(key)
-        if obstore_can(key):
-            if not self._signer.anonymous:
-                self._signer.secret()  # so that it is our error which says what is missing
-            condition = {"if_match": etag} if etag else {}
-            info, _, data = await get(
-                self._reader, self.http, key, place, condition,
-                start=start, end=end, size_max=size_max,
-            )  # fmt: skip
-            return info, data
-        if end is None:
-            found = await self.head(key)
-            if found.size > size_max:
-                raise TooLarge(f"{place} is larger than {size_max} bytes")
-            etag, end = etag or found.etag, found.size
-        request = self.request("GET", key)
-        if etag:
-            request.headers["if-match"] = etag
-        answer = await get_plainly(self.http, request, place, start, end)
-        return self._info(key, answer), answer.body
+        if not self._signer.anonymous:
+            self._signer.secret()  # so that it is our error which says what is missing
+        return await get_by_etag(self, self._reader, key, etag, start, end, size_max)
 
     # Changing.
 

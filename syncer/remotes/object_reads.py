@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import obstore
 from obstore.exceptions import (
@@ -25,6 +25,7 @@ from syncer.remotes.object_http import (
     strong_etag,
 )
 from syncer.remotes.object_store import ObjectInfo, TooLarge
+from syncer.remotes.remote import Data
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -144,3 +145,44 @@ async def get_plainly(
     elif start:
         raise Unsupported(f"{place}: the server does not read ranges")
     return answer
+
+
+class ByEtag(Protocol):
+    """What `get_by_etag` needs of a store that tells versions by their etags."""
+
+    http: ObjectHttp
+
+    def place(self, key: bytes) -> str:
+        """An object, for people."""
+
+    def request(self, method: str, key: bytes = b"", **query: str) -> Request:
+        """A request for an object."""
+
+    async def head(self, key: bytes) -> ObjectInfo:
+        """See Store."""
+
+    def info_of(self, key: bytes, answer: Answer) -> ObjectInfo:
+        """What the headers of an answer say of the object."""
+
+
+async def get_by_etag(
+    store: ByEtag, reader: Any, key: bytes, etag: str, start: int, end: int | None, size_max: int
+) -> tuple[ObjectInfo, Data]:
+    """See Store.get. `reader`: the same store, obstore's."""
+    place = store.place(key)
+    if obstore_can(key):
+        condition = {"if_match": etag} if etag else {}
+        info, _, data = await get(
+            reader, store.http, key, place, condition, start=start, end=end, size_max=size_max
+        )
+        return info, data
+    if end is None:
+        found = await store.head(key)
+        if found.size > size_max:
+            raise TooLarge(f"{place} is larger than {size_max} bytes")
+        etag, end = etag or found.etag, found.size
+    request = store.request("GET", key)
+    if etag:
+        request.headers["if-match"] = etag
+    answer = await get_plainly(store.http, request, place, start, end)
+    return store.info_of(key, answer), answer.body

@@ -36,8 +36,8 @@ from syncer.remotes.object_options import (
     split_metadata,
     yes_or_no,
 )
-from syncer.remotes.object_reads import NO_RETRIES, client_options, get, get_plainly, obstore_can
-from syncer.remotes.object_store import Condition, Listed, ObjectInfo, TooLarge
+from syncer.remotes.object_reads import NO_RETRIES, client_options, get_by_etag
+from syncer.remotes.object_store import Condition, Listed, ObjectInfo
 from syncer.remotes.objects import ObjectRemote
 from syncer.remotes.remote import Data, Remote
 from syncer.remotes.url import RemoteUrl, check_options
@@ -163,7 +163,7 @@ class _Bucket:
         )
         self._signer = signer
 
-    def _place(self, key: bytes) -> str:
+    def place(self, key: bytes) -> str:
         return f"s3://{self._bucket}/{key.decode('utf-8', 'backslashreplace')}"
 
     def request(self, method: str, key: bytes = b"", **query: str) -> Request:
@@ -214,17 +214,17 @@ class _Bucket:
         return Listed(objects, prefixes, following)
 
     async def head(self, key: bytes) -> ObjectInfo:
-        answer = await self.http.send(self.request("HEAD", key), self._place(key))
-        return self._info(key, answer)
+        answer = await self.http.send(self.request("HEAD", key), self.place(key))
+        return self.info_of(key, answer)
 
-    def _info(self, key: bytes, answer: Answer) -> ObjectInfo:
+    def info_of(self, key: bytes, answer: Answer) -> ObjectInfo:
         headers = answer.headers
         etag = strong_etag(headers.get("etag", ""))
         length = headers.get("content-range", "").rpartition("/")[2] or headers.get(
             "content-length", ""
         )
         if not length.isdecimal():
-            raise Garbled(f"{self._place(key)}: the answer tells no size")
+            raise Garbled(f"{self.place(key)}: the answer tells no size")
         metadata = {
             name.removeprefix(_USER): value.encode("utf-8", "surrogateescape")
             for name, value in headers.items()
@@ -257,26 +257,9 @@ class _Bucket:
     async def get(
         self, key: bytes, etag: str, start: int, end: int | None, size_max: int
     ) -> tuple[ObjectInfo, Data]:
-        place = self._place(key)
-        if obstore_can(key):
-            if not self._signer.anonymous:
-                await self._signer.keys()  # so that it is our error which says what is missing
-            condition = {"if_match": etag} if etag else {}
-            info, _, data = await get(
-                self._reader, self.http, key, place, condition,
-                start=start, end=end, size_max=size_max,
-            )  # fmt: skip
-            return info, data
-        if end is None:
-            found = await self.head(key)
-            if found.size > size_max:
-                raise TooLarge(f"{place} is larger than {size_max} bytes")
-            etag, end = etag or found.etag, found.size
-        request = self.request("GET", key)
-        if etag:
-            request.headers["if-match"] = etag
-        answer = await get_plainly(self.http, request, place, start, end)
-        return self._info(key, answer), answer.body
+        if not self._signer.anonymous:
+            await self._signer.keys()  # so that it is our error which says what is missing
+        return await get_by_etag(self, self._reader, key, etag, start, end, size_max)
 
     # Changing.
 
@@ -285,7 +268,7 @@ class _Bucket:
     ) -> ObjectInfo:
         request = self._write("PUT", key, condition, metadata)
         request.body = data  # its SHA-256 is signed: the server refuses what was damaged
-        answer = await self.http.send(request, self._place(key))
+        answer = await self.http.send(request, self.place(key))
         return ObjectInfo(key, len(data), strong_etag(answer.headers.get("etag", "")))
 
     def _write(
@@ -294,7 +277,7 @@ class _Bucket:
     ) -> Request:  # fmt: skip
         request = self.request(method, key, **query)
         if metadata is not None:
-            kind, user = split_metadata(metadata, self._place(key))
+            kind, user = split_metadata(metadata, self.place(key))
             request.headers["content-type"] = kind
             request.headers |= {_USER + name: value for name, value in user.items()}
         if condition.absent:
@@ -307,7 +290,7 @@ class _Bucket:
         self, key: bytes, size: int, condition: Condition, metadata: Mapping[str, bytes]
     ) -> _Parts:
         request = self._write("POST", key, Condition(), metadata, uploads="")
-        sending = asyncio.create_task(self.http.send(request, self._place(key)))
+        sending = asyncio.create_task(self.http.send(request, self.place(key)))
         try:
             answer = await asyncio.shield(sending)
         except asyncio.CancelledError:
@@ -319,9 +302,9 @@ class _Bucket:
         return self._parts(key, size, condition, answer)
 
     def _parts(self, key: bytes, size: int, condition: Condition, answer: Answer) -> _Parts:
-        name = parse_xml(answer.body, self._place(key)).findtext("UploadId")
+        name = parse_xml(answer.body, self.place(key)).findtext("UploadId")
         if not name:
-            raise Garbled(f"{self._place(key)}: the server began no upload")
+            raise Garbled(f"{self.place(key)}: the server began no upload")
         return _Parts(self, key, size, condition, name)
 
     async def copy(self, source: ObjectInfo, key: bytes, condition: Condition) -> None:
@@ -331,8 +314,8 @@ class _Bucket:
         request.headers["x-amz-copy-source"] = f"/{self._bucket}/{quoted(source.key)}"
         if source.etag:
             request.headers["x-amz-copy-source-if-match"] = source.etag
-        answer = await self.http.send(request, self._place(key), work_bytes=source.size)
-        self.check(answer, self._place(key))
+        answer = await self.http.send(request, self.place(key), work_bytes=source.size)
+        self.check(answer, self.place(key))
 
     def check(self, answer: Answer, place: str) -> ET.Element:
         """The root of an answer that may be an error in spite of its status."""
@@ -343,7 +326,7 @@ class _Bucket:
 
     async def delete(self, info: ObjectInfo) -> None:
         await self.http.send(
-            self.request("DELETE", info.key), self._place(info.key), fine=(200, 204)
+            self.request("DELETE", info.key), self.place(info.key), fine=(200, 204)
         )
 
     async def set_metadata(self, info: ObjectInfo, metadata: Mapping[str, bytes]) -> None:
@@ -377,7 +360,7 @@ class _Parts:
 
     @property
     def _place(self) -> str:
-        return self._bucket._place(self._key)  # noqa: SLF001 - one class in two
+        return self._bucket.place(self._key)
 
     async def put(self, index: int, data: bytes) -> None:
         request = self._bucket.request(
@@ -392,7 +375,7 @@ class _Parts:
             f"<Part><PartNumber>{index + 1}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
             for index, etag in sorted(self._etags.items())
         )
-        request = self._bucket._write(  # noqa: SLF001 - likewise
+        request = self._bucket._write(  # noqa: SLF001 - one class in two
             "POST", self._key, self._condition, None, uploadId=self._name
         )
         request.body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
