@@ -86,6 +86,8 @@ class PushDirectories:
             if inode.nlink:
                 if row is not None and (other := directory_at(tree, inode.projection, row.key)):
                     self._still_there(other, row.key)
+                for each in tree.remote.hidden_names(ino):  # what was below its former key
+                    tree.remote.hidden.set((ino, each), None)
                 tree.remote.dirs.set(ino, DirRow(key, self._now_ns() if new else _EXPIRED_NS))
                 self._still_there(inode, key)
                 settle(tree, inode.projection, key, parent, name)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ghostd import errors as fs_errors
 from ghostd.attached_paths import AttachedPaths
+from ghostd.cow_changes import in_place
 from ghostd.cow_revert import Reverter
 from ghostd.filesystem import Filesystem
 from ghostd.invalidator import Invalidator
@@ -191,9 +192,13 @@ class PushSide:
             return
         await self._writeback.room(0)
         await self._directories.no_listing(row.parent)
-        self._tree.remote.gone.set((projection, key), None)
-        if self._tree.remote.hidden.get((row.parent, row.name)):
-            self._tree.remote.hidden.set((row.parent, row.name), None)
+        remote = self._tree.remote
+        remote.gone.set((projection, key), None)
+        above = remote.dirs.get(row.parent)
+        if above is None or not in_place(above.key, row.name, key):
+            return  # the directory is another one by now
+        if remote.hidden.get((row.parent, row.name)):
+            remote.hidden.set((row.parent, row.name), None)
 
 
 def _shown(path: bytes) -> str:

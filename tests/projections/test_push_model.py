@@ -190,6 +190,7 @@ def push_and_compare(seed: int, *, restarts: bool) -> None:
 @pytest.mark.parametrize("restarts", [False, True])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10**9))
+@example(seed=324066117)  # a directory has the place of another one, whose names it hid
 @example(seed=286)  # cut off between making two directories that were exchanged
 @example(seed=738938177)  # cut off behind a rename that two exchanged files wait for
 @example(seed=7468447)  # moved and changed, and nothing of what it is based on is here
