@@ -19,6 +19,7 @@ from syncer.context import Context
 from syncer.engine import Control, run_job
 from syncer.events import Event, Progress, Report, Tell
 from syncer.job_link import CLEAN_DAYS, CLEAN_JOBS_MAX, JobTell, adopt, end, obey
+from syncer.linux import few_heaps
 from syncer.options import JobSpec
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Foreground:
 
     async def run(self, begun: Callable[[int], None] | None = None) -> Report:
         """From beginning to end. `begun` is given its number when it has one."""
+        few_heaps()
         async with trio.open_nursery() as nursery:
 
             async def tend() -> None:

@@ -17,6 +17,8 @@ IMMUTABLE: Final = 0x10  # of inode_flags
 CASEFOLD: Final = 0x40000000
 _FICLONE: Final = 0x40049409
 _SYNC_FILE_RANGE_WRITE: Final = 2
+_M_ARENA_MAX: Final = -8  # of mallopt(3)
+_HEAPS_MAX: Final = 2
 _STATFS_BYTES: Final = 256  # more than any machine's struct statfs
 
 # What there is when a file system, or a pair of them, cannot do a call at all.
@@ -55,6 +57,16 @@ def _check(result: int) -> None:
 def clone(target: int, source: int) -> None:
     """Let `target` share all of `source`'s blocks (FICLONE)."""
     fcntl.ioctl(target, _FICLONE, source)
+
+
+def few_heaps() -> None:
+    """Have all threads of this process allocate from two heaps; before they start.
+
+    By default each gets one of its own, and what is free in one is of no use to the others:
+    10^6 small files restored by a dozen threads took 339 MiB, now 276, and as much time.
+    """
+    if hasattr(_libc, "mallopt"):  # glibc
+        _libc.mallopt(_M_ARENA_MAX, _HEAPS_MAX)
 
 
 def sync_file_system(handle: int) -> None:

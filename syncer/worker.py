@@ -33,6 +33,7 @@ from syncer.jobs import Jobs
 from syncer.jobs_errors import LeaseLost
 from syncer.jobs_held import HeldJob
 from syncer.limit import Limit
+from syncer.linux import few_heaps
 from syncer.remotes.policy import RemotePolicy
 from syncer.settings import Settings, load_settings
 
@@ -230,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _work_as(options: argparse.Namespace) -> None:
     """What the command line says, from beginning to end. Raises OrbitError."""
+    few_heaps()
     limit = Limit(options.bandwidth)
     settings = _settings(options)
     context = Context(
