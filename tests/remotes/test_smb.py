@@ -37,7 +37,7 @@ from tests.remotes.kind_smb import credentials
 from tests.remotes.kinds import CONNECT_TIMEOUT_S, IMPATIENT, READ_TIMEOUT_S, machinery
 from tests.remotes.test_conformance import MIB, SETTLED_S, entries, eventually
 from tests.servers.processes import listens
-from tests.servers.proxy import Cut, How, Proxy
+from tests.servers.proxy import Cut, Faults, How, Proxy
 from tests.servers.samba import Samba, samba
 
 LARGE = os.urandom(3 * MIB)
@@ -485,7 +485,7 @@ async def test_a_bad_link_gives_the_right_bytes_or_an_error(how: How, server: Sa
 
 
 async def test_round_trips(server: Samba, opened):
-    with Proxy(server.port) as proxy:
+    with Proxy(server.port, faults=Faults(delay_s=0.1)) as proxy:
         url = server.url().replace(f":{server.port}/", f":{proxy.port}/")
         remote = await opened(url)
         version = (await remote.stat(b"large")).version

@@ -5,8 +5,9 @@ that holds back nothing else (what is sent later travels at the same time), a ba
 connections share, and the round trips of a TCP handshake. Faults change at run time, also for
 connections that are open.
 
-`Counts.turns` says how often the client of a connection spoke after the server had: for a client
-that asks and waits, its round trips.
+`Counts.turns` says how often the client of a connection spoke after it had heard from the server:
+for a client that asks and waits, its round trips. Where it asks for several things at once, the link
+needs a delay, so that no answer is heard before all is asked.
 """
 
 from __future__ import annotations
@@ -385,6 +386,8 @@ class _Lane:
         self.uncut += len(data)
         self._link.counted["up" if self.up else "down"] += len(data)
         self.target.write(data)
+        if not self.up:
+            self._connection.told()
 
     def _cut(self, cut: Cut, data: bytes) -> None:
         self._link.use_cut()
@@ -446,8 +449,13 @@ class _Connection:
                 if self.link.answers:
                     self._answer(self.link.answers.popleft())
                     return
-        self._client_spoke_last = lane.up
+        if lane.up:
+            self._client_spoke_last = True
         lane.feed(data)
+
+    def told(self) -> None:
+        """The client has got something from the server."""
+        self._client_spoke_last = False
 
     def received_end(self, lane: _Lane) -> None:
         """One end has nothing more to say."""
