@@ -6,8 +6,8 @@ connections share, and the round trips of a TCP handshake. Faults change at run 
 connections that are open.
 
 `Counts.turns` says how often the client of a connection spoke after it had heard from the server:
-for a client that asks and waits, its round trips. Where it asks for several things at once, the link
-needs a delay, so that no answer is heard before all is asked.
+for a client that asks and waits, its round trips. Where it asks for several things at once, the
+link needs a delay, so that no answer is heard before all is asked.
 """
 
 from __future__ import annotations
