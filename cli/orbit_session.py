@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from syncer.context import Context
@@ -26,6 +27,12 @@ EXIT_NOTHING = 2
 _GC_THRESHOLD = 200_000
 
 T = TypeVar("T")
+
+
+def _is_from_environment(option: str) -> bool:
+    context = click.get_current_context(silent=True)
+    found = context and context.get_parameter_source(option)
+    return found is ParameterSource.ENVIRONMENT
 
 
 class Session:
@@ -154,9 +161,11 @@ class Session:
         from syncer.jobs_spec import spec_of
 
         named = given.pop("repo", None) or ""
+        words = list(given.get("places") or ())
+        if verb == "verify" and len(words) == 2 and _is_from_environment("repo"):
+            named = ""  # A and B are compared; who means a snapshot says so
         if verb in {"restore", "verify"} and named:
             prefix = places.repository(named)
-            words = list(given["places"])
             if given.get("source"):
                 given["source"] = places.snapshot(given["source"], f"{prefix}#")
             elif words:

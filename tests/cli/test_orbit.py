@@ -246,6 +246,17 @@ def test_a_job_is_changed(orbit, source):
     orbit("jobs", "set", number + 1, "--priority", "1", code=2)
 
 
+def test_two_places_are_compared_where_the_environment_names_a_repository(
+    orbit, home, source, tmp_path
+):
+    orbit("copy", source, "there")
+    orbit("backup", source, "--repo", "repo", "--name", "first")
+    home["ORBIT_REPOSITORY"] = str(tmp_path / "repo")
+    assert "1 file equal" in orbit("verify", "source/d", "there/d").stdout
+    orbit("verify", "first", "there", "--repo", "repo")
+    orbit("verify", "first")
+
+
 def test_the_audit_trail(orbit, source):
     orbit("copy", source, "there")
     shown = lines(orbit("audit", "show", "--json"))
