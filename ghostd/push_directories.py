@@ -2,8 +2,10 @@
 
 A directory that was moved is made anew, and what is in it becomes moves of its own, unless its goal
 is free: then one rename does, and the keys of everything in it change here. What others have put
-into it goes with it. Before the rename everything in it that is known here is noted as moved, so
-that what is cut off behind it is finished entry by entry. Owned by the filesystem's loop.
+into it goes with it. Before the rename everything in it that is known here is noted as moved, and
+where it goes, so that what is cut off behind it is found by the next push.
+
+Owned by the filesystem's loop.
 """
 
 from __future__ import annotations
@@ -143,10 +145,11 @@ class PushDirectories:
 
     # --- renamed whole -------------------------------------------------------------------------
 
-    async def renaming(self, change: Change) -> bool:
+    async def renaming(self, change: Change, *, gone: bool) -> bool:
         """Whether a directory can be renamed at the remote, all of it; what is in it is noted.
 
-        Nothing of it may be needed elsewhere as a directory: what is in that has no other key.
+        `gone`: whether it has been, by a push that was cut off. Else nothing of it may be needed
+        elsewhere as a directory: what is in that has no other key.
         """
         tree, key, goal = self._tree, change.key, change.goal
         free = change.replaces is None and not change.blocked and change.settled
@@ -155,13 +158,23 @@ class PushDirectories:
         row = tree.remote.gone.get((change.projection, key))
         if row is None or row.ino != change.ino or not is_needed(tree, change.projection, key):
             return False
+        begun = row.etag == goal.hex()
+        if gone and not begun:
+            return False
         left = [change.ino]
         while left:
             try:
                 left += await self._mark(tree.inode(left.pop()))
             except StaleHandle:
                 continue
-        return await self._together(change.projection, key)
+        if not begun and not await self._together(change.projection, key):
+            return False
+        row = tree.remote.gone.get((change.projection, key))
+        if row is None or row.ino != change.ino:
+            return False
+        tree.remote.gone.set((change.projection, key), row._replace(etag=goal.hex()))
+        await self._writeback.commit()
+        return True
 
     async def _together(self, projection: int, key: bytes) -> bool:
         """Whether each directory of a remote one is shown in it, or not at all any more."""
@@ -227,7 +240,7 @@ class PushDirectories:
                 tree.remote.hidden.set((row.parent, row.name), None)
         directory = tree.remote.dirs.get(inode.ino)
         if directory is not None and directory.key == key:
-            tree.remote.dirs.set(inode.ino, directory._replace(key=goal))
+            tree.remote.dirs.set(inode.ino, _under(directory, goal))
         if (tree.find(parent, name) or (0, 0))[1] == inode.ino:
             settle(tree, projection, goal, parent, name)
         else:  # it was moved again, or deleted
@@ -275,7 +288,7 @@ class PushDirectories:
             directory = remote.dirs.get(inode.ino)
             if directory is None or directory.key != old:
                 return None
-            remote.dirs.set(inode.ino, directory._replace(key=new))
+            remote.dirs.set(inode.ino, _under(directory, new))
             return inode
         if row.target is not None:
             return inode if inode.target == row.target else None
@@ -284,6 +297,11 @@ class PushDirectories:
             return None
         remote.versions.set(inode.base, version._replace(key=new))
         return inode
+
+
+def _under(row: DirRow, key: bytes) -> DirRow:
+    """A directory under its new key, to be listed again: it may have been looked for meanwhile."""
+    return DirRow(key, min(row.listed_ns, _EXPIRED_NS))
 
 
 def settle(tree: Tree, projection: int, key: bytes, parent: int, name: bytes) -> None:

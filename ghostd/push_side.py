@@ -106,7 +106,7 @@ class PushSide:
             case "push_made":
                 await self._directories.made(*where, data(head["key"]), new=head["new"])
             case "push_renaming":
-                return {"ready": await self._renaming(*where, head["top"])}
+                return {"ready": await self._renaming(*where, head["top"], head["gone"])}
             case _:
                 await self._directories.renamed(*where, data(head["key"]), data(head["goal"]))
         return {}
@@ -158,11 +158,11 @@ class PushSide:
             return {"change": None}
         return {"change": change_to_wire(found[0]._replace(token=self._watch.begin(ino)))}
 
-    async def _renaming(self, ino: int, parent: int, name: bytes, top: int) -> bool:
+    async def _renaming(self, ino: int, parent: int, name: bytes, top: int, gone: bool) -> bool:
         found = self._found.as_it_is(ino, parent, name)
         if found is None or not (top in found[1] or ino == top):
             return False  # of a directory above the one that is pushed only the way is made
-        return await self._directories.renaming(found[0])
+        return await self._directories.renaming(found[0], gone=gone)
 
     async def _read(self, head: Mapping[str, Any]) -> tuple[Head, bytes]:
         ino, token = head["ino"], head["token"]

@@ -7,7 +7,7 @@ CREATE TABLE gone(                    -- what a remote has, and a projection has
     name       BLOB NOT NULL,         -- its name there
     ino        INTEGER NOT NULL,      -- what showed it; lives on where it was moved, and needs it then
     size       INTEGER NOT NULL,      -- of the version that was seen; -1: not known
-    etag       TEXT NOT NULL,
+    etag       TEXT NOT NULL,         -- of a directory: the key that it is being renamed to, in hex
     mtime_ns   INTEGER NOT NULL,
     target     BLOB,                  -- symlinks: where to
     PRIMARY KEY(projection, key)

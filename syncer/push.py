@@ -184,17 +184,20 @@ class Push:
         if not may_rename_whole(change, self._push.can):
             return False
         assert change.key is not None
-        source = await self._push.look(change.key)
-        if source is None or source.kind is not Kind.DIRECTORY or await self._push.look(goal):
+        source, target = await self._push.look(change.key), await self._push.look(goal)
+        gone = source is None  # renamed, by a push that was cut off
+        there = target if gone else source
+        if there is None or there.kind is not Kind.DIRECTORY or (target and not gone):
             return False
-        if not await self._push.side.renaming(self._push.opened, change):
+        if not await self._push.side.renaming(self._push.opened, change, gone=gone):
             return False
-        try:
-            await self._push.remote.rename(change.key, goal, replace=False)
-        except TRANSIENT:
-            raise
-        except RemoteError:
-            return False  # what is in the way of it is told of the entries
+        if not gone:
+            try:
+                await self._push.remote.rename(change.key, goal, replace=False)
+            except TRANSIENT:
+                raise
+            except RemoteError:
+                return False  # what is in the way of it is told of the entries
         await self._push.side.renamed(change)
         self._push.report.directories_made += 1
         self._push.tell("directory.made", shown(change.path), "renamed")

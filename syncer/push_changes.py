@@ -108,8 +108,11 @@ class Side(Protocol):
         `new`: there is nothing in it.
         """
 
-    async def renaming(self, opened: Opened, change: Change) -> bool:
-        """Whether a moved directory may be renamed as a whole; what is in it is noted then."""
+    async def renaming(self, opened: Opened, change: Change, *, gone: bool) -> bool:
+        """Whether a moved directory may be renamed as a whole; what is in it is noted then.
+
+        `gone`: whether it has been, by a push that was cut off.
+        """
 
     async def renamed(self, change: Change) -> None:
         """The remote has renamed a moved directory, with all that is in it, to its goal."""
@@ -280,9 +283,10 @@ class PushDoor:
         assert change.goal is not None
         await self._about("made", change, key=text(change.goal), new=new)
 
-    async def renaming(self, opened: Opened, change: Change) -> bool:
+    async def renaming(self, opened: Opened, change: Change, *, gone: bool) -> bool:
         """See Side."""
-        return bool((await self._about("renaming", change, top=opened.top)).head["ready"])
+        answer = await self._about("renaming", change, top=opened.top, gone=gone)
+        return bool(answer.head["ready"])
 
     async def renamed(self, change: Change) -> None:
         """See Side."""

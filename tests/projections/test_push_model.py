@@ -193,6 +193,7 @@ def push_and_compare(seed: int, *, restarts: bool) -> None:
 @example(seed=324066117)  # a directory has the place of another one, whose names it hid
 @example(seed=286)  # cut off between making two directories that were exchanged
 @example(seed=738938177)  # cut off behind a rename that two exchanged files wait for
+@example(seed=545182331)  # moved out of a directory whose rename was cut off
 @example(seed=7468447)  # moved and changed, and nothing of what it is based on is here
 def test_a_push_makes_the_remote_what_is_shown_here(restarts, seed):
     push_and_compare(seed, restarts=restarts)
