@@ -38,7 +38,7 @@ class Draft:
         """
         self._touch = touch
         self._new = new
-        self._kept = False
+        self._kept: bytes | None = None
         self._root = root
         self._path = path
         self._temporary = temporary
@@ -69,17 +69,32 @@ class Draft:
         self._open.callback(os.close, self._handle)
         self._open.callback(self._remove)
 
-    def keep(self) -> None:
-        """Leave what is written there when it is closed, for whoever goes on with it."""
-        self._kept = True
+    def keep(self, name: bytes) -> None:
+        """Leave what is written under this name when it is closed, for whoever goes on with it."""
+        self._kept = name
 
     def forget(self) -> None:
         """Remove it after all."""
-        self._kept = False
+        self._kept = None
+
+    def settle(self) -> None:
+        """Give it the name to keep now: it will outlive this process."""
+        with self.mine():
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._kept not in {None, self._temporary}:
+            folder = self._spot[0]
+            os.rename(self._temporary, self._kept, src_dir_fd=folder, dst_dir_fd=folder)
+            self._temporary = self._kept
 
     def _remove(self) -> None:
-        if not self._published and not self._kept:
-            with contextlib.suppress(OSError):
+        if self._published:
+            return
+        with contextlib.suppress(OSError):
+            if self._kept is not None:
+                self._settle()
+            else:
                 os.unlink(self._temporary, dir_fd=self._spot[0])
 
     def write(self, data: bytes, offset: int) -> None:

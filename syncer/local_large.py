@@ -234,14 +234,14 @@ async def copy_large(
     Denied, Unreachable, Unsupported.
     """
     resumed = await _resume(target, item, checkpoint) if options.resume else None
-    temporary = resumed[0].temporary.encode() if resumed else kept_name()
+    temporary = resumed[0].temporary.encode() if resumed else b""
     draft = target.draft(item.path, temporary, new=resumed is None)
     copy = _Copy(source, item, draft, options)
     durable = options.durable and target.durable
     hasher = resumed[1] if resumed else None
     try:
         if resumed is not None:
-            draft.keep()
+            draft.keep(temporary)
             copy.offset = resumed[0].offset
         if resumed is None and await target.wait(copy.clone):
             if moved is not None:
@@ -307,7 +307,11 @@ async def _pieces(
 
 
 class _Saver:
-    """Saves a checkpoint every now and then while a file is copied."""
+    """Saves a checkpoint every now and then while a file is copied.
+
+    The part gets the name that is kept one checkpoint after that has told of it: before, it dies
+    with its process, so that nothing is left of which nobody knows.
+    """
 
     def __init__(
         self,
@@ -316,15 +320,16 @@ class _Saver:
         draft: Draft,
         hasher: _Hasher,
         node: Node,
-        temporary: bytes,
+        kept: bytes,
         save: Saver,
     ) -> None:
+        """`kept`: the name under which the part was kept before; empty: none."""
         self._target = target
         self._copy = copy
         self._draft = draft
         self._hasher = hasher
         self._node = node
-        self._temporary = temporary
+        self._kept = kept
         self._save = save
 
     async def run(self) -> None:
@@ -344,15 +349,19 @@ class _Saver:
         token = self._node.token
         if not isinstance(token, tuple):
             return
+        if self._kept:
+            await self._target.wait(self._draft.settle)
+        else:
+            self._kept = kept_name()
         point = Checkpoint(
-            self._temporary.decode(),
+            self._kept.decode(),
             end,
             self._hasher.digest,
             self._node.size,
             self._node.mtime_ns or 0,
             *token,
         )
-        self._draft.keep()
+        self._draft.keep(self._kept)
         self._save(point.encode())
 
 

@@ -177,6 +177,37 @@ async def test_interrupted_again_and_again(trees: list[LocalTree]) -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
+async def test_a_part_dies_with_its_process_until_a_checkpoint_has_told_of_it(
+    trees: list[LocalTree],
+) -> None:
+    source, target = trees
+    await source.write(b"file", Held(DATA), NOTHING)
+    saved: list[str] = []
+    seen: list[tuple[int, str]] = []
+    news = trio.Event()
+    news.set()  # there is nothing to tell of yet
+
+    def save(point: bytes) -> None:
+        saved.append(json.loads(point)["temporary"])
+        news.set()
+
+    async def take(_: int) -> None:
+        nonlocal news
+        await news.wait()
+        if len(saved) < 3:
+            news = trio.Event()
+        parts = [os.fsdecode(name) for name in os.listdir(target.root.root)]
+        seen.extend((len(saved), name) for name in parts)
+
+    await copy_large(source, target, await item_of(source), OPTIONS, take=take, save=save)
+    assert len(set(saved)) == 1
+    early = {name for told, name in seen if told <= 1}
+    assert early
+    assert saved[0] not in early
+    assert {name for told, name in seen if told >= 3} == {saved[0]}
+
+
+@pytest.mark.usefixtures("small_pieces")
 async def test_a_discarded_copy_leaves_nothing(trees: list[LocalTree]) -> None:
     source, target = trees
     await source.write(b"file", Held(DATA), NOTHING)
