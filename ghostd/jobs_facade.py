@@ -96,10 +96,11 @@ class JobControl:
 
     def log(self, number: int, after: int, limit: int) -> JobLog:
         """Its log behind a line. Raises NoSuchJob."""
+        job = self._jobs.get(number)  # first: of a job that has ended, the log is whole
         events = self._jobs.events(number, after, limit)
         last = events[-1].sequence if events else after
         lines = tuple({"sequence": each.sequence, **each.event} for each in events)
-        return JobLog(_info(self._jobs.get(number)), lines, last)
+        return JobLog(_info(job), lines, last)
 
     def failures(self, number: int, after: int, limit: int) -> JobFailures:
         """What failed in it."""

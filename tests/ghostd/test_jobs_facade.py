@@ -1,5 +1,7 @@
 """What the control API may ask of jobs, over a real `jobs.db`."""
 
+import json
+
 import pytest
 
 from ghostd.jobs_facade import JobControl
@@ -12,6 +14,28 @@ def control(tmp_path):
     jobs = Jobs.open(tmp_path / "jobs.db")
     yield JobControl(jobs, lambda: None, tmp_path / "audit")
     jobs.close()
+
+
+def test_the_log_of_a_job_that_has_ended_is_whole(control, monkeypatch):
+    """Whoever watches stops at the state, and has seen all: also when it ends at that moment."""
+    number = control.submit({"verb": "copy", "source": "/a", "destination": "/b"}).number
+    jobs = control._jobs
+
+    def ends_after(call):
+        def called(*arguments):
+            found = call(*arguments)
+            if jobs.get(number).state == "queued":
+                control.want(number, "cancel")
+            return found
+
+        return called
+
+    monkeypatch.setattr(jobs, "events", ends_after(jobs.events))
+    answer = control.log(number, 0, 100)
+    told = [json.dumps(each) for each in answer.events]
+    assert any("job.queued" in each for each in told)
+    ended = answer.job.state == "cancelled"
+    assert ended == any("job.cancelled" in each for each in told)
 
 
 def test_a_job_is_changed_until_it_has_ended(control):

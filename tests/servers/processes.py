@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,17 +21,24 @@ class ServerFailed(AssertionError):
     """The server ended or never became ready; the message is what it said."""
 
 
+_given: deque[int] = deque(maxlen=500)
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on at the moment.
 
     Below those that the kernel gives to connections, and another one in each of the processes that
-    share the tests: what is free now is free when the server comes to it.
+    share the tests: what is free now is free when the server comes to it. It is not given again for a
+    while: one server asks for several before it listens.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
         port = random.randrange(1_500, 2_700) * 8 + worker % 8
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.append(port)
             return port
 
 
