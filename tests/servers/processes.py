@@ -28,8 +28,8 @@ def free_port() -> int:
     """A loopback port that nobody listens on at the moment.
 
     Below those that the kernel gives to connections, and another one in each of the processes that
-    share the tests: what is free now is free when the server comes to it. It is not given again for a
-    while: one server asks for several before it listens.
+    share the tests: what is free now is free when the server comes to it. It is not given again for
+    a while: one server asks for several before it listens.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
