@@ -129,12 +129,15 @@ class Transfer:
         light: Light | None = None,
         keep: Keep | None = None,
         tidy: Tidy | None = None,
+        turns: trio.Lock | None = None,
         seed: int | None = None,
     ) -> None:
         """`wait_s`: how long a side may be away; `durable`: the ledger outlives the process.
 
         `keep`: is given what was done or failed, for the audit trail, before the ledger is; blocks.
-        `tidy`: is shown steps before they are carried out.
+        `tidy`: is shown steps before they are carried out. `turns`: held by whoever writes many
+        small files; threads that call the system and threads that calculate hand the interpreter's
+        lock to each other at every call.
         """
         self._steps = steps
         self._options: Options = steps.options
@@ -151,6 +154,7 @@ class Transfer:
         self._light = light
         self._keep = keep
         self._tidy = tidy
+        self._turns = turns or trio.Lock()
         self._random = random.Random(seed)  # noqa: S311  jitter
         self._results: list[tuple[Step, StepResult]] = []  # to be noted
         self._out: dict[int, None] = {}  # taken, not noted
@@ -412,13 +416,14 @@ class Transfer:
                 except RemoteError:
                     self._results = results + self._results  # the next time
                     return
-            if self._keep is not None:
-                await trio.to_thread.run_sync(self._keep, results)
             noted = [result for _, result in results]
-            if self._durable:
-                await trio.to_thread.run_sync(self._ledger.record, noted)
-            else:
-                self._ledger.record(noted)
+            async with self._turns:
+                if self._keep is not None:
+                    await trio.to_thread.run_sync(self._keep, results)
+                if self._durable:
+                    await trio.to_thread.run_sync(self._ledger.record, noted)
+                else:
+                    self._ledger.record(noted)
 
 
 def count(report: Report, step: Step, result: StepResult) -> None:

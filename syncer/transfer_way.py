@@ -101,6 +101,7 @@ def transfer_of(run: Run, ends: Ends, ledger: Ledger, tuning: Tuning) -> Transfe
         light=light,
         keep=partial(keep, run, tuning.codec) if run.context.audited else None,
         tidy=tidy,
+        turns=ends.destination.turns if isinstance(ends.destination, LocalTree) else None,
     )
 
 

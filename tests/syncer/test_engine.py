@@ -467,10 +467,18 @@ class Mortal:
         return call
 
 
+async def all_threads_ended(tree):
+    """A process that has died does nothing more; threads that were left behind might."""
+    for limiter in (tree._limiter, tree._closing):
+        for _ in range(int(limiter.total_tokens)):
+            await limiter.acquire_on_behalf_of(object())
+
+
 async def one_life(jobs, context, source, target, calls):
     """Run the job until it is done (True) or its process dies."""
     held = jobs.claim()
-    trees = LocalTree(os.fsencode(source)), Mortal(LocalTree(os.fsencode(target)), calls)
+    tree = LocalTree(os.fsencode(target))
+    trees = LocalTree(os.fsencode(source)), Mortal(tree, calls)
     run = Run(held.spec, context, Silence(), Report("sync", "", ""), Meter(), False, held, None)
     job = _TreesJob(run, Ends(*trees), End(trees[1].features), Surroundings.look())
     try:
@@ -485,6 +493,7 @@ async def one_life(jobs, context, source, target, calls):
                 leaves.append(each)
         assert leaves
         assert all(isinstance(each, Died) for each in leaves), leaves
+        await all_threads_ended(tree)
         return None
     held.finish(JobState.DONE, run.report.as_json())
     return run.report
