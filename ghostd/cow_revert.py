@@ -120,8 +120,7 @@ class Reverter:
 
     def _show(self, directory: Inode, name: bytes, run: _Run) -> None:
         """What the remote has under this name is shown again, once the directory is listed."""
-        if self._tree.remote.hidden.get((directory.ino, name)):
-            self._tree.remote.hidden.set((directory.ino, name), None)
+        self._tree.remote.unhide(directory.ino, name)
         row, named = self._tree.remote.dirs.get(directory.ino), remote_name(name)
         if row is not None and named is not None:
             forget_gone(self._tree, directory.projection, row.key + named.name)

@@ -111,7 +111,7 @@ class PushConflicts:
             return
         if inode.is_dir:
             tree.remote.dirs.set(inode.ino, None)
-        tree.remote.hidden.set((parent, name), None)
+        tree.remote.unhide(parent, name)
         if key is not None:
             forget_gone(tree, inode.projection, key)
         directory = tree.inode(parent)

@@ -89,7 +89,7 @@ class PushDirectories:
                 if row is not None and (other := directory_at(tree, inode.projection, row.key)):
                     self._still_there(other, row.key)
                 for each in tree.remote.hidden_names(ino):  # what was below its former key
-                    tree.remote.hidden.set((ino, each), None)
+                    tree.remote.unhide(ino, each)
                 tree.remote.dirs.set(ino, DirRow(key, self._now_ns() if new else _EXPIRED_NS))
                 self._still_there(inode, key)
                 settle(tree, inode.projection, key, parent, name)
@@ -236,8 +236,7 @@ class PushDirectories:
         row = tree.remote.gone.get((projection, key))
         if row is not None:
             tree.remote.gone.set((projection, key), None)
-            if tree.remote.hidden.get((row.parent, row.name)):
-                tree.remote.hidden.set((row.parent, row.name), None)
+            tree.remote.unhide(row.parent, row.name)
         directory = tree.remote.dirs.get(inode.ino)
         if directory is not None and directory.key == key:
             tree.remote.dirs.set(inode.ino, _under(directory, goal))
@@ -269,8 +268,7 @@ class PushDirectories:
         if inode is None or not self._is_shown(row, new):
             remote.gone.set((projection, new), row)
             return
-        if remote.hidden.get((row.parent, row.name)):
-            remote.hidden.set((row.parent, row.name), None)
+        remote.unhide(row.parent, row.name)
         if self._watch.unmark(row.ino):  # it was moved with its directory, and nothing else
             inode.flags &= ~FLAG_LOCAL
         tree.touch(inode)
@@ -309,8 +307,7 @@ def settle(tree: Tree, projection: int, key: bytes, parent: int, name: bytes) ->
     remote = tree.remote
     if remote.gone.get((projection, key)) is not None:
         remote.gone.set((projection, key), None)
-    if remote.hidden.get((parent, name)):
-        remote.hidden.set((parent, name), None)
+    remote.unhide(parent, name)
 
 
 def goal_of(above: bytes | None, name: bytes, *, is_dir: bool) -> bytes | None:

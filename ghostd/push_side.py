@@ -197,8 +197,7 @@ class PushSide:
         above = remote.dirs.get(row.parent)
         if above is None or not in_place(above.key, row.name, key):
             return  # the directory is another one by now
-        if remote.hidden.get((row.parent, row.name)):
-            remote.hidden.set((row.parent, row.name), None)
+        remote.unhide(row.parent, row.name)
 
 
 def _shown(path: bytes) -> str:

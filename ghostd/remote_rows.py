@@ -208,6 +208,11 @@ class RemoteRows:
                 (found.add if there else found.discard)(name)
         return sorted(found)
 
+    def unhide(self, parent: int, name: bytes) -> None:
+        """What the remote has under this name may be shown again."""
+        if self.hidden.get((parent, name)):
+            self.hidden.set((parent, name), None)
+
     def forget(self, ino: int) -> None:
         """The inode is gone, and with it all that is said of it here."""
         self._dead.append(ino)
