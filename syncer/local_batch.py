@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from syncer.local_bytes import Method
 from syncer.local_files import publish
+from syncer.local_nodes import read_xattrs
 from syncer.local_root import OPEN_NEW, Directories
+from syncer.options import Options
 from syncer.remotes.errors import Full, RemoteError
 from syncer.remotes.local import remote_error, system_errors
 from syncer.tree import Node
@@ -40,6 +42,46 @@ class Place(NamedTuple):
 
 
 UNDONE: Final = CopyOutcome()
+_PRIVATE: Final = 0o600
+
+
+class Fresh(NamedTuple):
+    """What a file that was just made in a directory has, and so the next one made alike."""
+
+    found: os.stat_result
+    bare: bool  # no extended attributes
+
+
+class NewFiles:
+    """What files of a batch are made with, and have then. For any thread."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        # By the directory and the mode that is asked for.
+        self._seen: dict[tuple[bytes, int], Fresh] = {}
+
+    def mode(self, path: bytes, node: Node) -> int:
+        """What to make a file with: its own mode, unless it is, or may be, to be somebody else's.
+
+        Then it need not be set again.
+        """
+        options = self._options
+        if node.mode is None:
+            return _PRIVATE
+        if options.owners:
+            new = self._seen.get((path.rpartition(b"/")[0], _PRIVATE))
+            if new is None or new.found.st_uid != node.uid or new.found.st_gid != node.gid:
+                return _PRIVATE
+        return node.mode & 0o777 if options.modes else 0o666
+
+    def made(self, path: bytes, mode: int, handle: int) -> Fresh:
+        """What a new file has; asked of the system for the first of a directory and mode."""
+        like = (path.rpartition(b"/")[0], mode)
+        new = self._seen.get(like)
+        if new is None:
+            bare = not (self._options.xattrs and read_xattrs(handle))
+            new = self._seen[like] = Fresh(os.fstat(handle), bare)
+        return new
 
 
 class Batch:

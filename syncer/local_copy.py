@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import trio
 
 from syncer import linux
-from syncer.local_batch import Batch, CopyOutcome, Place
+from syncer.local_batch import Batch, CopyOutcome, NewFiles, Place
 from syncer.local_bytes import Method, Ways, write_all
 from syncer.local_draft import umask
 from syncer.local_features import is_served
@@ -37,7 +37,6 @@ __all__ = ["CopyItem", "CopyOutcome", "Method", "NewFile", "copy_files", "write_
 
 _THREADS: Final = 4  # of a batch that waits
 _TRIAL: Final = 64  # files of a batch that show whether it does
-_PRIVATE: Final = 0o600
 
 
 class CopyItem(NamedTuple):
@@ -84,7 +83,7 @@ async def copy_files(
                 if batch.stopped:
                     return
                 item = items[index]
-                mode = copying.mode(item)
+                mode = copying.new.mode(item.path, item.node)
                 batch.write(directories, index, partial(copying.copy, sources, item, mode), mode)
 
     return await _run((source.root, target.root), target, batch, len(items), work)
@@ -142,13 +141,6 @@ def _waits(roots: Sequence[LocalRoot], work: Callable[[int, int], None], count: 
     return read >= count or any(is_served(root.root) for root in roots)
 
 
-class _New(NamedTuple):
-    """What a file that was just made in a directory has, and so the next one made alike."""
-
-    found: os.stat_result
-    bare: bool  # no extended attributes
-
-
 class _Copying:
     """Copies files of one tree into open files. For any thread."""
 
@@ -158,31 +150,7 @@ class _Copying:
         self._ways = Ways()
         self._mask = umask()
         self._user = os.geteuid()
-        # By the target's directory and the mode that is asked for.
-        self._new: dict[tuple[bytes, int], _New] = {}
-
-    def mode(self, item: CopyItem) -> int:
-        """What to make a copy with: its own mode, unless it is, or may be, to be somebody else's.
-
-        Then it need not be set again.
-        """
-        node, options = item.node, self._options
-        if node.mode is None:
-            return _PRIVATE
-        if options.owners:
-            new = self._new.get((item.path.rpartition(b"/")[0], _PRIVATE))
-            if new is None or new.found.st_uid != node.uid or new.found.st_gid != node.gid:
-                return _PRIVATE
-        return node.mode & 0o777 if options.modes else 0o666
-
-    def _made(self, path: bytes, mode: int, target: int) -> _New:
-        """What a new file has; asked of the system for the first of a directory and mode."""
-        like = (path.rpartition(b"/")[0], mode)
-        new = self._new.get(like)
-        if new is None:
-            bare = not (self._options.xattrs and read_xattrs(target))
-            new = self._new[like] = _New(os.fstat(target), bare)
-        return new
+        self.new = NewFiles(options)
 
     def copy(self, sources: Directories, item: CopyItem, mode: int, target: int) -> CopyOutcome:
         """Copy one file's bytes and metadata. Raises Changed, OSError of the target.
@@ -199,7 +167,7 @@ class _Copying:
             found = os.fstat(handle)
             if not same(found, item.node):
                 raise Changed(f"{self._shown(item)} is not the file that was listed")
-            new = self._made(item.path, mode, target)
+            new = self.new.made(item.path, mode, target)
             outcome = self._bytes(handle, target, found, new.found.st_dev)
             apply(target, self.metadata(handle, found), old=new.found, bare=new.bare)
             if not _unchanged(os.fstat(handle), found):

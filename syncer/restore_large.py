@@ -17,11 +17,11 @@ from syncer.local_delta import Chunk, Cutter, build, chunks_of, plan_runs
 from syncer.local_draft import Draft
 from syncer.local_root import Directories
 from syncer.recipes import Extent
-from syncer.remotes.errors import TRANSIENT, Changed, Exists, Full, RemoteError
+from syncer.remotes.errors import RemoteError
 from syncer.restore_bytes import past_the_cache, write_extents
 from syncer.restore_source import RestoreSource
 from syncer.steps import Step, StepResult, StepState, TakenStep
-from syncer.transfer_content import Pass
+from syncer.transfer_content import LATER, Pass
 from syncer.transfer_meter import Meter
 from syncer.tree import Metadata, Node, NodeKind
 from syncer.tree_objects import Entry
@@ -29,8 +29,6 @@ from syncer.tree_objects import Entry
 PART_BYTES: Final = 8 << 20  # of content in memory of each thread
 AT_ONCE: Final = 2  # files: one is written while the other is brought to the disk
 DELTA_FROM_BYTES: Final = 1 << 20  # smaller old copies cost more to cut than to write anew
-
-LATER: Final[tuple[type[RemoteError], ...]] = (*TRANSIENT, Changed, Exists, Full)
 
 _NO_CHUNK: Final = ChunkId(bytes(ID_BYTES))  # which no old copy has: a slice is read anew
 

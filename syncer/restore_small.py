@@ -20,18 +20,18 @@ import trio
 
 from blockstore.disk import DIRECT_WRITE_FROM
 from blockstore.ids import ChunkId
-from syncer.local_batch import Batch, CopyOutcome, Place
+from syncer.local_batch import Batch, CopyOutcome, NewFiles, Place
 from syncer.local_bytes import Method
 from syncer.local_draft import umask
-from syncer.local_nodes import apply, read_xattrs
+from syncer.local_nodes import apply
 from syncer.local_root import Directories
 from syncer.recipes import Extent
 from syncer.remotes.errors import RemoteError
 from syncer.restore_bytes import past_the_cache, write_extents
-from syncer.restore_large import LATER, PART_BYTES
+from syncer.restore_large import PART_BYTES
 from syncer.restore_source import RestoreSource
 from syncer.steps import StepResult, StepState, TakenStep
-from syncer.transfer_content import Pass
+from syncer.transfer_content import LATER, Pass
 from syncer.transfer_meter import Meter
 from syncer.tree import Node
 from syncer.tree_objects import Entry
@@ -39,7 +39,6 @@ from syncer.tree_objects import Entry
 GROUP_BYTES: Final = PART_BYTES  # of content in memory of each thread
 GROUP_FILES: Final = 512
 _WAITS_MAX: Final = 2.0  # a file, of a thread that does not wait for a disk but for the lock
-_PRIVATE: Final = 0o600
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -53,13 +52,6 @@ class _File(NamedTuple):
     entry: Entry
     node: Node
     extents: Sequence[Extent]
-
-
-class _New(NamedTuple):
-    """What a file that was just made in a directory has, and so the next one made alike."""
-
-    found: os.stat_result
-    bare: bool  # no extended attributes
 
 
 _Fetched = Sequence[tuple[_File, Mapping[ChunkId, bytes]]]
@@ -80,15 +72,14 @@ class SmallFiles:
         self._take = take
         self._mask = umask()
         self._waits = False  # writing does, for a disk or a server
-        # By the target's directory and the mode that is asked for; of one batch.
-        self._new: dict[tuple[bytes, int], _New] = {}
+        self._new = NewFiles(source.options)  # of one batch
 
     async def move(self, taken: Sequence[TakenStep]) -> list[StepResult | None]:
         """See Mover."""
         if not taken:
             return []
         began = time.monotonic()
-        self._new.clear()
+        self._new = NewFiles(self._source.options)
         places = [Place(each.step.path, each.step.old, replace=False) for each in taken]
         batch = Batch(self._target, places, durable=self._source.durable)
         # As a backup has stored them, so that a group lies in few places.
@@ -183,39 +174,16 @@ class SmallFiles:
             for file, chunks in fetched:
                 if batch.stopped:
                     return
-                mode = self._mode(file)
+                mode = self._new.mode(file.path, file.node)
                 fill = partial(self._write, file, chunks, mode)
                 batch.write(directories, file.place, fill, mode)
         waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
         self._waits = waits > _WAITS_MAX * len(fetched)
 
-    def _mode(self, file: _File) -> int:
-        """What to make a file with: its own mode, unless it is, or may be, to be somebody else's.
-
-        Then it need not be set again.
-        """
-        node, options = file.node, self._source.options
-        if node.mode is None:
-            return _PRIVATE
-        if options.owners:
-            new = self._new.get((file.path.rpartition(b"/")[0], _PRIVATE))
-            if new is None or new.found.st_uid != node.uid or new.found.st_gid != node.gid:
-                return _PRIVATE
-        return node.mode & 0o777 if options.modes else 0o666
-
-    def _made(self, path: bytes, mode: int, handle: int) -> _New:
-        """What a new file has; asked of the system for the first of a directory and mode."""
-        like = (path.rpartition(b"/")[0], mode)
-        new = self._new.get(like)
-        if new is None:
-            bare = not (self._source.options.xattrs and read_xattrs(handle))
-            new = self._new[like] = _New(os.fstat(handle), bare)
-        return new
-
     def _write(
         self, file: _File, chunks: Mapping[ChunkId, bytes], mode: int, handle: int
     ) -> CopyOutcome:
-        new = self._made(file.path, mode, handle)
+        new = self._new.made(file.path, mode, handle)
         if self._source.durable and file.entry.size >= DIRECT_WRITE_FROM:
             with past_the_cache(handle) as direct:
                 written = write_extents(handle, file.extents, chunks, direct)

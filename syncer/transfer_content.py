@@ -10,14 +10,19 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
 from blake3 import blake3
 
+from syncer.remotes.errors import TRANSIENT, Changed, Exists, Full, RemoteError
 from syncer.tree import Node, Tree
 
 BLOCK_BYTES = 1 << 20  # unit of reading ahead
 _HASH_INLINE_BYTES = 64 << 10  # more is hashed in a thread: 64 KiB take 11 us, a hop takes 81
+
+# What fails like this is left to the way of single steps, which tries again and says why.
+LATER: Final[tuple[type[RemoteError], ...]] = (*TRANSIENT, Changed, Exists, Full)
 
 Pass = Callable[[int], Awaitable[None]]  # bytes that are about to be read: waits for bandwidth
 

@@ -22,11 +22,10 @@ from syncer.local_large import copy_large
 from syncer.local_root import Directories
 from syncer.local_tree import LocalTree
 from syncer.options import Options
-from syncer.remotes.errors import TRANSIENT, Changed, Exists, Full
 from syncer.remotes.local import system_errors
 from syncer.semantic import SemanticClass, Strategy
 from syncer.steps import Step, StepResult, StepState, TakenStep
-from syncer.transfer_content import Pass
+from syncer.transfer_content import LATER, Pass
 from syncer.transfer_meter import Meter
 from syncer.transfer_room import BATCH_BYTES
 from syncer.transfer_steps import Steps
@@ -37,8 +36,6 @@ STEPS_MAX: Final = 4_000
 SMALL_BYTES_MAX: Final = 8 << 20  # larger ones have a progress of their own
 _READ_BYTES: Final = 4 << 20
 _DELTA_MIN: Final = 1 << 20  # smaller files are copied as fast as they are compared
-
-_LATER: Final = (*TRANSIENT, Changed, Exists, Full)
 
 
 class LocalMover:
@@ -110,7 +107,7 @@ class LocalMover:
     ) -> StepResult | None:
         error = outcome.error
         if error is not None:
-            if isinstance(error, _LATER):
+            if isinstance(error, LATER):
                 return None
             return StepResult(taken.number, StepState.FAILED, error=str(error))
         if self._options.verify and digest is None:

@@ -15,18 +15,16 @@ import trio
 
 from syncer.door_files import SmallFile
 from syncer.options import Options
-from syncer.remotes.errors import TRANSIENT, Changed, Exists, Full, Missing, RemoteError
+from syncer.remotes.errors import Missing, RemoteError
 from syncer.small_reads import Wanted, read_small
 from syncer.steps import StepResult, StepState, TakenStep
-from syncer.transfer_content import Pass
+from syncer.transfer_content import LATER, Pass
 from syncer.transfer_meter import Meter
 from syncer.transfer_steps import wanted_metadata
 from syncer.tree import Features, Tree, Whole
 
 SMALL_BYTES_MAX: Final = 1 << 20  # larger ones have a progress of their own
 _LIMITED_STEPS: Final = 16  # in a batch that waits for bandwidth
-
-_LATER: Final = (*TRANSIENT, Changed, Exists, Full)
 
 
 class ManyWriter(Protocol):
@@ -149,7 +147,7 @@ class ManyMover:
         ]
 
     def _result(self, taken: TakenStep, outcome: object, seconds: float) -> StepResult | None:
-        if isinstance(outcome, (*_LATER, Missing)):
+        if isinstance(outcome, (*LATER, Missing)):
             return None
         if isinstance(outcome, RemoteError):
             return StepResult(taken.number, StepState.FAILED, error=str(outcome))
