@@ -247,9 +247,7 @@ class MapMachine(RuleBasedStateMachine):
             assert found == self.plain.frozen()
 
 
-MapMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=30, deadline=None, derandomize=True
-)
+MapMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestFileMap = MapMachine.TestCase
 
 

@@ -196,7 +196,6 @@ TestFilesystem.settings = settings(
     max_examples=25,
     stateful_step_count=20,
     deadline=None,
-    derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
 

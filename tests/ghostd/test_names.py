@@ -73,9 +73,7 @@ class DeltaMachine(RuleBasedStateMachine):
 
 
 TestDirectoryDelta = DeltaMachine.TestCase
-TestDirectoryDelta.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
-)
+TestDirectoryDelta.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 class OverlayMachine(RuleBasedStateMachine):
@@ -148,9 +146,7 @@ class OverlayMachine(RuleBasedStateMachine):
 
 
 TestOverlay = OverlayMachine.TestCase
-TestOverlay.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
-)
+TestOverlay.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 class Listing:
@@ -290,9 +286,7 @@ class ListingMachine(RuleBasedStateMachine):
 
 
 TestListing = ListingMachine.TestCase
-TestListing.settings = settings(
-    max_examples=80, stateful_step_count=30, deadline=None, derandomize=True
-)
+TestListing.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.parametrize("removed", [3, 7, 20])

@@ -129,7 +129,7 @@ def machine_of(daemon, machine):
     return Histories
 
 
-def tell(daemon, machine, *, examples: int, length: int, derandomize: bool) -> None:
+def tell(daemon, machine, *, examples: int, length: int) -> None:
     """Run so many histories of such a length."""
     run_state_machine_as_test(
         machine_of(daemon, machine),
@@ -137,7 +137,6 @@ def tell(daemon, machine, *, examples: int, length: int, derandomize: bool) -> N
             max_examples=examples,
             stateful_step_count=length,
             deadline=None,
-            derandomize=derandomize,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
@@ -146,12 +145,12 @@ def tell(daemon, machine, *, examples: int, length: int, derandomize: bool) -> N
 
 
 def test_histories_are_the_same_on_both_filesystems(own, machine):
-    tell(own, machine, examples=12, length=40, derandomize=True)
+    tell(own, machine, examples=12, length=40)
 
 
 @pytest.mark.soak
 def test_many_histories_are_the_same_on_both_filesystems(own, machine):
-    tell(own, machine, examples=1_000, length=100, derandomize=False)
+    tell(own, machine, examples=1_000, length=100)
 
 
 def tell_one(daemon, machine, seed: int, length: int) -> None:
